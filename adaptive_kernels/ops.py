@@ -1,0 +1,113 @@
+"""The torch ops `adaptive_kernels::step` and `adaptive_kernels::advance`.
+
+Schemas live here; `reference` is their default implementation (CompositeExplicitAutograd), and the
+compiled libraries override it per device. Ops write into what they are given and return nothing.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from . import reference
+from .version import __version__
+
+__all__ = ["advance", "info", "step"]
+
+_ARGUMENTS = """
+    Tensor(a!) latents, Tensor(b!) history, Tensor(c!) model_input, Tensor(d!) timestep,
+    Tensor(e!) progress, Tensor(f!) norms, Tensor(g!) refreshed, Tensor(h!) score,
+    Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows, Tensor seed,
+    Tensor? noise, int criterion, int max_skip, int warmup, int stages, bool batch_wide
+"""
+_LIBRARY = torch.library.Library("adaptive_kernels", "DEF")
+_LIBRARY.define(f"step({_ARGUMENTS}, bool fresh) -> ()")
+_LIBRARY.define(f"advance({_ARGUMENTS}) -> ()")
+for _name in ("step", "advance"):
+    _LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"adaptive_kernels::{_name}", lambda *_: None, lib=_LIBRARY)
+
+
+def _load(name: str) -> tuple[bool, str]:
+    """Loads a compiled library that stands beside this file: (loaded, why)."""
+    found = sorted(Path(__file__).parent.glob(f"{name}.*.so"))
+    if not found:
+        return False, "not built"
+    if name == "_C_cuda" and torch.version.cuda is None:
+        return False, "this torch is a CPU build"
+    try:
+        torch.ops.load_library(found[-1])
+    except OSError as error:
+        return False, f"{found[-1].name} does not load: {error}"
+    return True, f"loaded {found[-1].name}"
+
+
+_LOADED = {name: _load(name) for name in ("_C", "_C_cuda")}
+if not _LOADED["_C"][0]:
+    warnings.warn(
+        f"the compiled CPU library is not in use ({_LOADED['_C'][1]}); the slower plain-torch "
+        "reference serves the CPU. Reinstall with a C++ compiler at hand.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+step = torch.ops.adaptive_kernels.step.default
+"""One solver update of every sample that does not wait for the network, and its decision.
+
+    h_i     = p_i x_i + q_i m_i,   m = mu + guidance_scale (mc - mu)
+    x_{i+1} = A_i x_i + sum_k C_{i,k} h_{i-k} + S_i z_i
+
+A sample with run = 0 waits for the network; with `fresh` its model output has just been written
+and is taken. T steps, B samples of N elements, K history terms, ring depth R >= 3 stages + 1.
+
+Args:
+    latents: [R, B, N] float32, written; the latents of step i are in slot i mod R.
+    history: [K - 1, B, N] float32, written; h_i is in slot i mod (K - 1).
+    model_input: [B or 2B, N] float32, float16 or bfloat16, written: c_{i+1} x_{i+1}.
+    timestep: [B or 2B] float32 or int64, written: t_{i+1} in the scheduler's units.
+    progress: [3, B] int32, written: index (steps done), run (steps since the refresh), nfe.
+    norms: [B, 2] float64, written: sums over the first difference of the last two whole steps.
+    refreshed: [T, B] bool, written: whether step i was done on a fresh output.
+    score: [T, B] float32, written: left over right side of the criterion that decided step i.
+    model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
+    guidance_scale: [B] float32. threshold: [B] float32.
+    rows: [T, 6 + K] float32, `SolverTable.rows()`.
+    seed: [B] int64, the noise stream of each sample; noise: [T, B, N] float32 in its place.
+    criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`.
+    batch_wide: one decision from the sums over all samples, which must stand at one step.
+    fresh: whether waiting samples take the model output.
+
+Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory).
+Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
+"""
+
+advance = torch.ops.adaptive_kernels.advance.default
+"""Takes fresh model outputs and brings every sample to its next refresh or to its end.
+
+Equals `step(..., fresh=True)` followed by `step(..., fresh=False)` until every sample waits.
+Arguments and errors as `step`, without `fresh`.
+"""
+
+
+def implementation(device: str) -> tuple[str, str]:
+    """(implementation, why) that serves a device type such as "cpu" or "cuda"."""
+    library = {"cpu": "_C", "cuda": "_C_cuda"}.get(device)
+    if library is None:
+        return "reference (plain torch)", f"no kernels for {device} in this version"
+    loaded, why = _LOADED[library]
+    if loaded:
+        return {"cpu": "compiled C++", "cuda": "compiled CUDA"}[device], why
+    return "reference (plain torch)", why
+
+
+def info() -> dict:
+    """What was built, what serves each device and why, as a dict of strings and booleans."""
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "libraries": {name: {"loaded": ok, "why": why} for name, (ok, why) in _LOADED.items()},
+        "serves": {
+            device: dict(zip(("implementation", "why"), implementation(device), strict=True))
+            for device in ("cpu", "cuda", "other")
+        },
+    }

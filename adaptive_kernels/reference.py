@@ -1,0 +1,170 @@
+"""The definition of correct: `step` and `advance` in plain torch, float64 inside.
+
+Every other implementation is tested against this one. It runs on any device, asks the host
+nothing, and is the ops' default where no kernel is registered.
+"""
+
+import torch
+from torch import Tensor
+
+SCALARS = 6  # p, q, A, S, next input scale, next timestep; then C_0 .. C_{K-1}
+NEVER, EVERY, THIRD_ORDER, RELEASED = range(4)
+
+
+def normal(seed: Tensor, step: Tensor, elements: int) -> Tensor:
+    """Standard normal noise as a function of (seed, step, element) alone.
+
+    Philox 4x32-10 (Salmon et al., SC 2011), key = seed, counter = (element // 4, step), then
+    Box-Muller on the middle of 2^24 equal cells of (0, 1).
+
+    Args:
+        seed: [B] int64. step: [B] int64. elements: N.
+    Returns: [B, N] float64.
+    """
+    low = 0xFFFFFFFF
+    quads = torch.arange((elements + 3) // 4, device=seed.device)
+    shape = (seed.shape[0], quads.shape[0])
+    k0, k1 = (seed & low)[:, None], ((seed >> 32) & low)[:, None]
+    c = [
+        (quads & low).expand(shape),
+        (quads >> 32).expand(shape),
+        (step & low)[:, None].expand(shape),
+        torch.zeros(shape, dtype=torch.int64, device=seed.device),
+    ]
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, which keeps both halves right.
+        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [((b >> 32) & low) ^ c[1] ^ k0, b & low, ((a >> 32) & low) ^ c[3] ^ k1, a & low]
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    u = [((bits >> 8).double() + 0.5) / 2**24 for bits in c]
+    pairs = []
+    for i in (0, 2):
+        radius = (-2 * u[i].log()).sqrt()
+        pairs += [radius * (2 * torch.pi * u[i + 1]).cos(), radius * (2 * torch.pi * u[i + 1]).sin()]
+    return torch.stack(pairs, dim=2).reshape(shape[0], -1)[:, :elements]
+
+
+def decide(rule, step, run, third, first, first_1, first_2, elements, threshold):
+    """The decision after row `step`: (refresh [B] bool, score [B] float64); csrc/decide.h.
+
+    Args:
+        rule: (criterion, max_skip, warmup, stages).
+        step: [B] int64, the row just done. run: [B] int64, rows done on the current output.
+        third, first, first_1, first_2: [B] float64 sums. elements: number summed over.
+        threshold: [B] float64.
+    """
+    criterion, max_skip, warmup, stages = rule
+    following = (step + 1) // stages
+    skipped = (run - 1) // stages
+    boundary = (step + 1) % stages == 0
+    if criterion == THIRD_ORDER:
+        left, right = third.sqrt(), threshold * first_1.sqrt()
+        refresh = (skipped >= max_skip) | ~(left < right)
+    elif criterion == RELEASED:
+        d, d1, d2 = first / elements, first_1 / elements, first_2 / elements
+        left, right = ((d + d2) / 2 - d1).abs(), threshold * d1
+        decisions = following - 4
+        guarded = (decisions >= 5) & (skipped >= decisions.clamp(max=max_skip))
+        refresh = guarded | ~(left <= right)
+    else:
+        left = right = torch.full_like(threshold, torch.nan)
+        refresh = skipped >= (max_skip if criterion == EVERY else 0)
+    score = torch.where((left == 0) & (right == 0), 1.0, left / right)
+    forced = following < warmup
+    refresh = torch.where(boundary, refresh | forced, run == 1)
+    return refresh, torch.where(boundary & ~forced, score, torch.nan)
+
+
+def step(
+    latents: Tensor,  # [R, B, N] float32, ring
+    history: Tensor,  # [K - 1, B, N] float32, ring
+    model_input: Tensor,  # [B or 2B, N]
+    timestep: Tensor,  # [B or 2B]
+    progress: Tensor,  # [3, B] int32: index, run, nfe
+    norms: Tensor,  # [B, 2] float64
+    refreshed: Tensor,  # [T, B] bool
+    score: Tensor,  # [T, B] float32
+    model_output: Tensor,  # [B or 2B, N]
+    guidance_scale: Tensor,  # [B] float32
+    threshold: Tensor,  # [B] float32
+    rows: Tensor,  # [T, 6 + K] float32
+    seed: Tensor,  # [B] int64
+    noise: Tensor | None,  # [T, B, N] float32
+    criterion: int,
+    max_skip: int,
+    warmup: int,
+    stages: int,
+    batch_wide: bool,
+    fresh: bool,
+) -> None:
+    """One solver update of every sample that does not wait for the network; see `ops.step`."""
+    ring, B, N = latents.shape
+    T, K = rows.shape[0], rows.shape[1] - SCALARS
+    index, run, nfe = (row.long() for row in progress)
+    active = (index < T) & ((run > 0) | fresh)
+    began = active & (run == 0)
+    i = index.clamp(max=T - 1)
+    sample = torch.arange(B, device=latents.device)
+    row = rows[i].double()
+    p, q, A, S, input_scale, next_timestep = (row[:, k, None] for k in range(SCALARS))
+
+    m = model_output.double()
+    if model_output.shape[0] == 2 * B:
+        m = m[:B] + guidance_scale.double()[:, None] * (m[B:] - m[:B])
+    x = latents[i % ring, sample].double()
+    h = p * x + q * m
+    x_next = A * x + row[:, SCALARS, None] * h
+    for k in range(1, K):
+        exists = (i >= k)[:, None]
+        old = history[(i - k) % (K - 1), sample].double()
+        x_next = x_next + torch.where(exists, row[:, SCALARS + k, None] * old, 0.0)
+    z = normal(seed, i, N) if noise is None else noise[i, sample].double()
+    x_next = x_next + torch.where(S == 0, 0.0, S * z)
+
+    back = [latents[(i + 1 - k * stages) % ring, sample].double() for k in (1, 2, 3)]
+    whole = ((i + 1) % stages == 0) & active
+    third = (x_next - 3 * back[0] + 3 * back[1] - back[2]).square().sum(1)
+    change = x_next - back[0]
+    first = change.square().sum(1) if criterion == THIRD_ORDER else change.abs().sum(1)
+    first_1, first_2 = norms[:, 0].clone(), norms[:, 1].clone()
+    sums = [third, first, first_1, first_2]
+    elements = N
+    if batch_wide:
+        sums = [torch.where(active, s, 0.0).sum().expand(B) for s in sums]
+        elements = N * active.sum()
+    run = torch.where(active, run + 1, run)
+    rule = (criterion, max_skip, warmup, stages)
+    refresh, value = decide(rule, i, run, *sums, elements, threshold.double())
+
+    def write(buffer, at, values, where):
+        old = buffer[at, sample]
+        mask = where if old.dim() == 1 else where[:, None]
+        buffer[at, sample] = torch.where(mask, values.to(buffer.dtype), old)
+
+    write(latents, (i + 1) % ring, x_next, active)
+    if K > 1:
+        write(history, i % (K - 1), h, active)
+    if criterion in (THIRD_ORDER, RELEASED):
+        norms.copy_(torch.where(whole[:, None], torch.stack([first, first_1], dim=1), norms))
+    going_on = active & (i + 1 < T)
+    write(refreshed, i, torch.ones_like(began), began)
+    following = (i + 1).clamp(max=T - 1)
+    write(refreshed, following, refresh, going_on)
+    write(score, following, value, going_on)
+    progress[0] = torch.where(active, index + 1, index)
+    progress[1] = torch.where(active & (refresh | (i + 1 == T)), 0, run)
+    progress[2] = nfe + began
+    halves = model_input.shape[0] // B if B else 1
+    for target, value in ((model_input, input_scale * x_next), (timestep, next_timestep[:, 0])):
+        mask = going_on if target.dim() == 1 else going_on[:, None]
+        mask, value = (torch.cat([t] * halves) for t in (mask, value))
+        target.copy_(torch.where(mask, value.to(target.dtype), target))
+
+
+def advance(*arguments) -> None:
+    """The whole run of every sample: `step` until every sample waits; see `ops.advance`."""
+    rows, (criterion, max_skip, _, stages) = arguments[11], arguments[14:18]
+    # `released` may skip five times before its guard wakes (reference_rule: first five decisions).
+    longest = max(max_skip, 5) if criterion == RELEASED else max_skip
+    for k in range(min(longest * stages + 1, rows.shape[0])):
+        step(*arguments, k == 0)

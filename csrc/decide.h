@@ -1,0 +1,74 @@
+// The decision after a solver step: does the next step call the network?
+//
+// Whole steps are counted here, not network calls: a two-stage solver (stages = 2) decides once
+// per whole step and its second stage follows the first. Knows no tensors; host and device.
+#pragma once
+
+#include <cmath>
+
+#include "step.h"
+
+namespace ak {
+
+enum Criterion : int64_t { kNever = 0, kEvery = 1, kThirdOrder = 2, kReleased = 3 };
+
+struct Rule {
+  int64_t criterion;
+  int64_t max_skip;  // every(k): k - 1
+  int64_t warmup;    // whole steps that always call the network
+  int64_t stages;    // network calls per whole step
+};
+
+// Sums over one sample (or, batch-wide, over all): squares for third_order, absolute values for
+// released. `first` is of the step just taken, first_1 and first_2 of the two before it.
+struct Sums {
+  double third, first, first_1, first_2;
+  double elements;
+};
+
+struct Decision {
+  bool refresh;
+  float score;  // left side over right side; NaN where the step was forced without one
+};
+
+AK_HD bool needs_third(int64_t criterion) { return criterion == kThirdOrder; }
+AK_HD bool needs_first(int64_t criterion) {
+  return criterion == kThirdOrder || criterion == kReleased;
+}
+
+// A tie of two zeros scores 1, as any other tie.
+AK_HD float ratio(double left, double right) {
+  return left == 0.0 && right == 0.0 ? 1.0f : static_cast<float>(left / right);
+}
+
+// `step` is the row just done, `run` the rows done on the current network output, this one
+// included. Comparisons are written so that NaN calls the network.
+AK_HD Decision decide(const Rule& rule, int64_t step, int64_t run, const Sums& sums,
+                      double threshold) {
+  const float none = NAN;
+  const int64_t next = (step + 1) / rule.stages;
+  if ((step + 1) % rule.stages != 0) return {run == 1, none};
+  if (rule.criterion == kNever || next < rule.warmup) return {true, none};
+
+  const int64_t skipped = (run - 1) / rule.stages;
+  if (rule.criterion == kEvery) return {skipped >= rule.max_skip, none};
+
+  if (rule.criterion == kThirdOrder) {
+    const double left = std::sqrt(sums.third);
+    const double right = threshold * std::sqrt(sums.first_1);
+    return {skipped >= rule.max_skip || !(left < right), ratio(left, right)};
+  }
+
+  const double d = sums.first / sums.elements;
+  const double d1 = sums.first_1 / sums.elements;
+  const double d2 = sums.first_2 / sums.elements;
+  const double left = std::fabs((d + d2) / 2 - d1);
+  const double right = threshold * d1;
+  // The authors' guard: it sees the decisions taken before this one and is idle below five.
+  const int64_t decisions = next - 4;
+  const int64_t window = rule.max_skip < decisions ? rule.max_skip : decisions;
+  const bool guarded = decisions >= 5 && skipped >= window;
+  return {guarded || !(left <= right), ratio(left, right)};
+}
+
+}  // namespace ak

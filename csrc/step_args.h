@@ -1,0 +1,127 @@
+// The arguments of `step` and `advance` as checked plain pointers, shared by every device.
+#pragma once
+
+#include "decide.h"
+#include "tensor.h"
+
+namespace ak {
+
+constexpr int64_t kMaxHistory = 8;
+
+struct Tensors {
+  Tensor latents;         // [R, B, N] float32, ring: slot of step i is i mod R
+  Tensor history;         // [K - 1, B, N] float32, ring of h
+  Tensor model_input;     // [B or 2B, N] float32, float16 or bfloat16
+  Tensor timestep;        // [B or 2B] float32 or int64
+  Tensor progress;        // [3, B] int32: index, run, nfe
+  Tensor norms;           // [B, 2] float64: first-difference sums of the last two whole steps
+  Tensor refreshed;       // [T, B] bool
+  Tensor score;           // [T, B] float32
+  Tensor model_output;    // [B or 2B, N] float32, float16 or bfloat16; 2B: unconditional first
+  Tensor guidance_scale;  // [B] float32
+  Tensor threshold;       // [B] float32
+  Tensor rows;            // [T, 6 + K] float32
+  Tensor seed;            // [B] int64
+  std::optional<Tensor> noise;  // [T, B, N] float32
+};
+
+struct Args {
+  int64_t R, B, N, K, T, width;
+  bool guided, batch_wide;
+  Rule rule;
+  float *latents, *history;
+  void *model_input, *timestep;
+  int32_t *index, *run, *nfe;
+  double* norms;
+  bool* refreshed;
+  float* score;
+  const void* model_output;
+  const float *guidance_scale, *threshold, *rows, *noise;
+  const int64_t* seed;
+  ScalarType input_type, output_type, timestep_type;
+};
+
+inline bool is_network_type(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16;
+}
+
+AK_HD void set_timestep(const Args& a, int64_t b, float value) {
+  for (int64_t row = b; row < (a.guided ? 2 * a.B : a.B); row += a.B) {
+    if (a.timestep_type == ScalarType::Long)
+      static_cast<int64_t*>(a.timestep)[row] = static_cast<int64_t>(value);
+    else
+      static_cast<float*>(a.timestep)[row] = value;
+  }
+}
+
+inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
+  constexpr ScalarType kFloat = ScalarType::Float;
+  STD_TORCH_CHECK(t.latents.dim() == 3, "latents must have 3 dimensions [R, B, N], got ",
+                  t.latents.dim());
+  STD_TORCH_CHECK(t.rows.dim() == 2 && t.rows.size(0) > 0 && t.rows.size(1) > kRowScalars &&
+                      t.rows.size(1) <= kRowScalars + kMaxHistory,
+                  "rows must have shape [T, 6 + K] with T >= 1 and 1 <= K <= 8");
+  STD_TORCH_CHECK(t.model_output.dim() == 2, "model_output must have 2 dimensions, got ",
+                  t.model_output.dim());
+  STD_TORCH_CHECK(rule.criterion >= kNever && rule.criterion <= kReleased,
+                  "criterion must be 0 to 3, got ", rule.criterion);
+  STD_TORCH_CHECK(rule.max_skip >= 0, "max_skip must be at least 0, got ", rule.max_skip);
+  STD_TORCH_CHECK(rule.stages >= 1, "stages must be at least 1, got ", rule.stages);
+  const int64_t least = rule.criterion == kReleased ? 4 : rule.criterion == kThirdOrder ? 3 : 1;
+  STD_TORCH_CHECK(rule.warmup >= least, "warmup must be at least ", least,
+                  " for this criterion, got ", rule.warmup);
+
+  Args a = {};
+  a.rule = rule;
+  a.batch_wide = batch_wide;
+  a.R = t.latents.size(0);
+  a.B = t.latents.size(1);
+  a.N = t.latents.size(2);
+  a.T = t.rows.size(0);
+  a.width = t.rows.size(1);
+  a.K = a.width - kRowScalars;
+  const int64_t networks_rows = t.model_output.size(0);
+  a.guided = a.B > 0 && networks_rows == 2 * a.B;
+  STD_TORCH_CHECK(a.R >= 3 * rule.stages + 1, "latents must hold at least ", 3 * rule.stages + 1,
+                  " steps, got ", a.R);
+  STD_TORCH_CHECK(networks_rows == a.B || a.guided, "model_output must have ", a.B, " or ",
+                  2 * a.B, " rows, got ", networks_rows);
+
+  a.latents = data<float>(t.latents, "latents", kFloat, "float32", {a.R, a.B, a.N});
+  a.history = data<float>(t.history, "history", kFloat, "float32", {a.K - 1, a.B, a.N});
+  a.input_type = t.model_input.scalar_type();
+  a.output_type = t.model_output.scalar_type();
+  a.timestep_type = t.timestep.scalar_type();
+  STD_TORCH_CHECK(is_network_type(a.input_type),
+                  "model_input must be float32, float16 or bfloat16");
+  STD_TORCH_CHECK(is_network_type(a.output_type),
+                  "model_output must be float32, float16 or bfloat16");
+  STD_TORCH_CHECK(a.timestep_type == kFloat || a.timestep_type == ScalarType::Long,
+                  "timestep must be float32 or int64");
+  expect_shape(t.model_input, "model_input", {networks_rows, a.N});
+  expect_shape(t.model_output, "model_output", {networks_rows, a.N});
+  expect_shape(t.timestep, "timestep", {networks_rows});
+  a.model_input = t.model_input.data_ptr();
+  a.model_output = t.model_output.data_ptr();
+  a.timestep = t.timestep.data_ptr();
+  a.index = data<int32_t>(t.progress, "progress", ScalarType::Int, "int32", {3, a.B});
+  a.run = a.index + a.B;
+  a.nfe = a.run + a.B;
+  a.norms = data<double>(t.norms, "norms", ScalarType::Double, "float64", {a.B, 2});
+  a.refreshed = data<bool>(t.refreshed, "refreshed", ScalarType::Bool, "bool", {a.T, a.B});
+  a.score = data<float>(t.score, "score", kFloat, "float32", {a.T, a.B});
+  a.guidance_scale =
+      data<float>(t.guidance_scale, "guidance_scale", kFloat, "float32", {a.B});
+  a.threshold = data<float>(t.threshold, "threshold", kFloat, "float32", {a.B});
+  a.rows = data<float>(t.rows, "rows", kFloat, "float32", {a.T, a.width});
+  a.seed = data<int64_t>(t.seed, "seed", ScalarType::Long, "int64", {a.B});
+  if (t.noise) a.noise = data<float>(*t.noise, "noise", kFloat, "float32", {a.T, a.B, a.N});
+
+  expect_apart({extent(t.latents, "latents", true), extent(t.history, "history", true),
+                extent(t.model_input, "model_input", true),
+                extent(t.model_output, "model_output", false),
+                extent(t.rows, "rows", false)});
+  return a;
+}
+
+}  // namespace ak

@@ -1,0 +1,89 @@
+// What the ops know of tensors: the only header that includes LibTorch, and only its stable ABI.
+// Arguments are checked here so that a direct call of an op with a wrong tensor raises instead of
+// reading past its end.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <string>
+
+namespace ak {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Half = c10::Half;
+using BFloat16 = c10::BFloat16;
+
+inline int64_t element_size(ScalarType type) {
+  switch (type) {
+    case ScalarType::Long:
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Int:
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+inline std::string shape_text(const int64_t* sizes, size_t count) {
+  std::ostringstream text;
+  text << "(";
+  for (size_t i = 0; i < count; ++i) text << (i ? ", " : "") << sizes[i];
+  text << ")";
+  return text.str();
+}
+
+inline void expect_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  const auto sizes = t.sizes();
+  bool same = sizes.size() == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
+  STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape.begin(), shape.size()),
+                  ", got ", shape_text(sizes.data(), sizes.size()));
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+}
+
+template <typename T>
+T* data(const Tensor& t, const char* name, ScalarType type, const char* type_name,
+        std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, " must be ", type_name);
+  expect_shape(t, name, shape);
+  return static_cast<T*>(t.data_ptr());
+}
+
+// A written buffer may share no byte with any other argument.
+struct Extent {
+  const char* name;
+  const char* begin;
+  const char* end;
+  bool written;
+};
+
+inline Extent extent(const Tensor& t, const char* name, bool written) {
+  const char* begin = static_cast<const char*>(t.data_ptr());
+  return {name, begin, begin + t.numel() * element_size(t.scalar_type()), written};
+}
+
+inline void expect_apart(std::initializer_list<Extent> extents) {
+  for (const Extent* a = extents.begin(); a != extents.end(); ++a)
+    for (const Extent* b = a + 1; b != extents.end(); ++b) {
+      const bool overlap = a->begin < b->end && b->begin < a->end;
+      STD_TORCH_CHECK(!(overlap && (a->written || b->written)), a->name, " and ", b->name,
+                      " must not share memory");
+    }
+}
+
+}  // namespace ak
