@@ -12,7 +12,10 @@ from torch.utils import cpp_extension
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 HEADERS = [str(path) for path in Path("csrc").glob("*.h")]
 # No contraction: an element has one value whatever the vector width (csrc/step.h).
-CXX = [TORCH_TARGET, "-O3", "-std=c++17", "-Wall", "-ffp-contract=off", "-fno-math-errno"]
+CXX = [
+    *[TORCH_TARGET, "-O3", "-std=c++17", "-Wall", "-fvisibility=hidden"],
+    *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+]
 NVCC = [TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "--threads=2"]
 
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "convert.h"
 #include "decide.h"
 #include "noise.h"
 #include "step_args.h"
@@ -65,25 +66,23 @@ AK_HD double tile_sum(int64_t n, Term term) {
 
 template <typename T>
 AK_HD void load_guided(const Args& a, int64_t b, int64_t begin, int64_t n, float* m) {
-  const T* output = static_cast<const T*>(a.model_output);
-  if (!a.guided) {
-    const T* row = output + b * a.N + begin;
-    for (int64_t i = 0; i < n; ++i) m[i] = static_cast<float>(row[i]);
-    return;
-  }
-  const T* unconditional = output + b * a.N + begin;
-  const T* conditional = unconditional + a.B * a.N;
+  const T* row = static_cast<const T*>(a.model_output) + b * a.N + begin;
+  load_row(row, n, m);
+  if (!a.guided) return;
+  float conditional[kTile];
+  load_row(row + a.B * a.N, n, conditional);
   const float scale = a.guidance_scale[b];
-  for (int64_t i = 0; i < n; ++i)
-    m[i] = guide(static_cast<float>(unconditional[i]), static_cast<float>(conditional[i]), scale);
+  for (int64_t i = 0; i < n; ++i) m[i] = guide(m[i], conditional[i], scale);
 }
 
 template <typename T>
 AK_HD void store_input(const Args& a, int64_t b, int64_t begin, int64_t n, float scale,
                        const float* x_next) {
-  T* first = static_cast<T*>(a.model_input) + b * a.N + begin;
-  for (int64_t i = 0; i < n; ++i) first[i] = static_cast<T>(scale * x_next[i]);
-  if (a.guided) std::copy(first, first + n, first + a.B * a.N);
+  float scaled[kTile];
+  for (int64_t i = 0; i < n; ++i) scaled[i] = scale * x_next[i];
+  T* row = static_cast<T*>(a.model_input) + b * a.N + begin;
+  store_row(scaled, n, row);
+  if (a.guided) std::copy(row, row + n, row + a.B * a.N);
 }
 
 AK_HD void add_noise(const Args& a, const Sample& s, int64_t begin, int64_t n, float* acc) {
