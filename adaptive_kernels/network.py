@@ -47,14 +47,15 @@ class NetworkCall:
             raise TypeError(f"model must be callable, got {type(model).__name__}")
         self.model, self.shape, self.guided = model, tuple(shape), guided
         batch = shape[0]
-        halves = {"conditioning": conditioning or {}}
+        empty: dict = {}
+        halves = {"conditioning": empty if conditioning is None else conditioning}
         if guided:
-            if unconditional is None and (conditioning or gather):
+            if unconditional is None and (conditioning is not None or gather):
                 raise ValueError(
                     "unconditional must be given with guidance_scale (or gather=False for a model "
                     "that knows its 2B rows), got None"
                 )
-            halves = {"unconditional": unconditional or {}, **halves}
+            halves = {"unconditional": empty if unconditional is None else unconditional, **halves}
         elif unconditional is not None:
             raise ValueError("unconditional needs a guidance_scale other than None and 1.0")
         trees = [_checked(name, tree, batch, device) for name, tree in halves.items()]
@@ -92,6 +93,8 @@ class NetworkCall:
             keywords = self._keywords(rows)
         model_input = model_input.view(-1, *self.shape[1:])
         output = _tensor_of(self.model(model_input, timestep, **keywords))
+        if output.data_ptr() == model_input.data_ptr():
+            output = output.clone()  # a network that returns its input: the op writes there
         if output.shape != model_input.shape:
             raise ValueError(
                 f"the model must return the shape of its input {tuple(model_input.shape)}, "

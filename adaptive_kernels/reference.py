@@ -11,37 +11,43 @@ SCALARS = 6  # p, q, A, S, next input scale, next timestep; then C_0 .. C_{K-1}
 NEVER, EVERY, THIRD_ORDER, RELEASED = range(4)
 
 
-def normal(seed: Tensor, step: Tensor, elements: int) -> Tensor:
-    """Standard normal noise as a function of (seed, step, element) alone.
-
-    Philox 4x32-10 (Salmon et al., SC 2011), key = seed, counter = (element // 4, step), then
-    Box-Muller on the middle of 2^24 equal cells of (0, 1).
+def philox(seed: Tensor, step: Tensor, quads: int) -> list[Tensor]:
+    """Philox 4x32-10 (Salmon et al., SC 2011) with key = seed and counter = (quad, step).
 
     Args:
-        seed: [B] int64. step: [B] int64. elements: N.
-    Returns: [B, N] float64.
+        seed: [B] int64. step: [B] int64. quads: number of counters, 0 .. quads - 1.
+    Returns: four [B, quads] int64 of 32 random bits.
     """
     low = 0xFFFFFFFF
-    quads = torch.arange((elements + 3) // 4, device=seed.device)
-    shape = (seed.shape[0], quads.shape[0])
+    quad = torch.arange(quads, device=seed.device)
+    shape = (seed.shape[0], quads)
     k0, k1 = (seed & low)[:, None], ((seed >> 32) & low)[:, None]
-    c = [
-        (quads & low).expand(shape),
-        (quads >> 32).expand(shape),
-        (step & low)[:, None].expand(shape),
-        torch.zeros(shape, dtype=torch.int64, device=seed.device),
-    ]
+    zero = torch.zeros(shape, dtype=torch.int64, device=seed.device)
+    c = [zero + (quad & low), zero + (quad >> 32), zero + (step & low)[:, None], zero]
     for _ in range(10):
         # int64 products wrap modulo 2^64, which keeps both halves right.
         a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
         c = [((b >> 32) & low) ^ c[1] ^ k0, b & low, ((a >> 32) & low) ^ c[3] ^ k1, a & low]
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    u = [((bits >> 8).double() + 0.5) / 2**24 for bits in c]
+    return c
+
+
+def normal(seed: Tensor, step: Tensor, elements: int) -> Tensor:
+    """Standard normal noise as a function of (seed, step, element) alone.
+
+    Box-Muller on Philox bits, each taken as the middle of one of 2^23 equal cells of (0, 1).
+
+    Args:
+        seed: [B] int64. step: [B] int64. elements: N.
+    Returns: [B, N] float64.
+    """
+    bits = philox(seed, step, (elements + 3) // 4)
+    u = [((b >> 9).double() + 0.5) / 2**23 for b in bits]
     pairs = []
     for i in (0, 2):
-        radius = (-2 * u[i].log()).sqrt()
-        pairs += [radius * (2 * torch.pi * u[i + 1]).cos(), radius * (2 * torch.pi * u[i + 1]).sin()]
-    return torch.stack(pairs, dim=2).reshape(shape[0], -1)[:, :elements]
+        radius, angle = (-2 * u[i].log()).sqrt(), 2 * torch.pi * u[i + 1]
+        pairs += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(pairs, dim=2).flatten(1)[:, :elements]
 
 
 def decide(rule, step, run, third, first, first_1, first_2, elements, threshold):
