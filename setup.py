@@ -3,6 +3,8 @@
 Both use LibTorch's stable ABI with target 2.11, so one build runs on torch 2.11 and newer.
 """
 
+import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ CXX = [
     *[TORCH_TARGET, "-O3", "-std=c++17", "-Wall", "-fvisibility=hidden"],
     *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
 ]
-NVCC = [TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "--threads=2"]
+NVCC = [TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "-fmad=false", "--threads=2"]
 
 
 def cpu_library():
@@ -29,21 +31,38 @@ def cpu_library():
     )
 
 
-def cuda_library():
+def cuda_library(toolkit, version):
+    known = ["80", "90"] + (["100", "120"] if version >= (12, 8) else [])
+    codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in known]
+    codes.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")
     return cpp_extension.CUDAExtension(
         "adaptive_kernels._C_cuda",
         ["csrc/step_cuda.cu"],
         depends=HEADERS,
-        extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": NVCC},
+        library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
+        extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": [*NVCC, *codes]},
         py_limited_api=True,
     )
 
 
-def has_cuda():
-    return torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
+def cuda_toolkit():
+    """(folder, version) of nvcc, if torch is a CUDA build of the same major version."""
+    nvcc = Path(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
+    if torch.version.cuda is None or not nvcc.exists():
+        return None
+
+    def ask(pattern, *arguments):
+        said = subprocess.run([nvcc, *arguments], capture_output=True, text=True)
+        return re.search(pattern, said.stdout + said.stderr).groups()
+
+    version = tuple(map(int, ask(r"release (\d+)\.(\d+)", "--version")))
+    # nvcc may be a wrapper elsewhere; it knows its own folder.
+    folder = Path(ask(r"TOP=(.*)", "--dryrun", "-c", "x.cu")[0].strip()).resolve()
+    return (folder, version) if version[0] == int(torch.version.cuda.split(".")[0]) else None
 
 
+toolkit = cuda_toolkit()
 setup(
-    ext_modules=[cpu_library()] + ([cuda_library()] if has_cuda() and Path("csrc/step_cuda.cu").exists() else []),
+    ext_modules=[cpu_library()] + ([cuda_library(*toolkit)] if toolkit else []),
     cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
 )

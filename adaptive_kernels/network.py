@@ -77,8 +77,9 @@ class NetworkCall:
             parts = [part if rows is None else part[rows] for part in parts]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-        return pytree.tree_unflatten([join(parts) for parts in zip(*self.halves, strict=True)],
-                                     self.spec)
+        return pytree.tree_unflatten(
+            [join(parts) for parts in zip(*self.halves, strict=True)], self.spec
+        )
 
     def __call__(self, model_input: Tensor, timestep: Tensor, rows: Tensor | None) -> Tensor:
         """The model output [rows or 2 rows, N] of the samples `rows` (None: all).

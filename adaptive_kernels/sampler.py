@@ -163,8 +163,11 @@ class AdaptiveSampler:
         if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.dim() < 2:
             raise TypeError(
                 "noise must be a floating-point tensor [B, ...] of at least 2 dimensions, got "
-                + (f"{noise.dtype} {tuple(noise.shape)}" if isinstance(noise, Tensor) else
-                   type(noise).__name__)
+                + (
+                    f"{noise.dtype} {tuple(noise.shape)}"
+                    if isinstance(noise, Tensor)
+                    else type(noise).__name__
+                )
             )
         batch, table = noise.shape[0], self.table
         x = noise.float() * table.init_noise_sigma

@@ -12,7 +12,7 @@
 #include "step.h"
 #include "tensor.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
 #include <immintrin.h>
 #define AK_F16C __attribute__((target("avx2,f16c")))
 #endif
@@ -77,8 +77,8 @@ inline const bool has_f16c = __builtin_cpu_supports("avx2");  // every AVX2 proc
 AK_F16C inline void load_row_f16c(const Half* from, int64_t n, float* to) {
   const int64_t whole = n / 8 * 8;
   for (int64_t i = 0; i < whole; i += 8)
-    _mm256_storeu_ps(
-        to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+    _mm256_storeu_ps(to + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   for (int64_t i = whole; i < n; ++i) to[i] = load(from[i]);
 }
 

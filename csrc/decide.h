@@ -36,6 +36,15 @@ AK_HD bool needs_first(int64_t criterion) {
   return criterion == kThirdOrder || criterion == kReleased;
 }
 
+// Rows a sample can take on one network output, refresh included. `released` may skip five times
+// before its guard wakes.
+AK_HD int64_t longest_run(const Rule& rule, int64_t steps) {
+  const bool late = rule.criterion == kReleased && rule.max_skip < 5;
+  const int64_t skips = rule.criterion == kNever ? 0 : late ? 5 : rule.max_skip;
+  const int64_t run = skips * rule.stages + 1;
+  return run < steps ? run : steps;
+}
+
 // A tie of two zeros scores 1, as any other tie.
 AK_HD float ratio(double left, double right) {
   return left == 0.0 && right == 0.0 ? 1.0f : static_cast<float>(left / right);

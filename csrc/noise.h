@@ -28,9 +28,7 @@ AK_HD Quad philox(uint64_t seed, uint64_t quad, uint32_t step) {
 }
 
 // The middle of one of 2^23 equal cells of (0, 1): exact in float32 and never 0 or 1.
-AK_HD float uniform(uint32_t bits) {
-  return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f;
-}
+AK_HD float uniform(uint32_t bits) { return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f; }
 
 // Four normal deviates for elements 4 quad .. 4 quad + 3.
 AK_HD void normal4(uint64_t seed, uint64_t quad, uint32_t step, float out[4]) {

@@ -84,8 +84,8 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
   a.guided = a.B > 0 && networks_rows == 2 * a.B;
   STD_TORCH_CHECK(a.R >= 3 * rule.stages + 1, "latents must hold at least ", 3 * rule.stages + 1,
                   " steps, got ", a.R);
-  STD_TORCH_CHECK(networks_rows == a.B || a.guided, "model_output must have ", a.B, " or ",
-                  2 * a.B, " rows, got ", networks_rows);
+  STD_TORCH_CHECK(networks_rows == a.B || a.guided, "model_output must have ", a.B, " or ", 2 * a.B,
+                  " rows, got ", networks_rows);
 
   a.latents = data<float>(t.latents, "latents", kFloat, "float32", {a.R, a.B, a.N});
   a.history = data<float>(t.history, "history", kFloat, "float32", {a.K - 1, a.B, a.N});
@@ -110,8 +110,7 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
   a.norms = data<double>(t.norms, "norms", ScalarType::Double, "float64", {a.B, 2});
   a.refreshed = data<bool>(t.refreshed, "refreshed", ScalarType::Bool, "bool", {a.T, a.B});
   a.score = data<float>(t.score, "score", kFloat, "float32", {a.T, a.B});
-  a.guidance_scale =
-      data<float>(t.guidance_scale, "guidance_scale", kFloat, "float32", {a.B});
+  a.guidance_scale = data<float>(t.guidance_scale, "guidance_scale", kFloat, "float32", {a.B});
   a.threshold = data<float>(t.threshold, "threshold", kFloat, "float32", {a.B});
   a.rows = data<float>(t.rows, "rows", kFloat, "float32", {a.T, a.width});
   a.seed = data<int64_t>(t.seed, "seed", ScalarType::Long, "int64", {a.B});
@@ -119,8 +118,7 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
 
   expect_apart({extent(t.latents, "latents", true), extent(t.history, "history", true),
                 extent(t.model_input, "model_input", true),
-                extent(t.model_output, "model_output", false),
-                extent(t.rows, "rows", false)});
+                extent(t.model_output, "model_output", false), extent(t.rows, "rows", false)});
   return a;
 }
 

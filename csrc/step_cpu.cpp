@@ -33,13 +33,13 @@ constexpr int64_t kLanes = 16;
 struct Sample {
   int64_t b, step;
   Row row;
-  const float* x;                    // latents at `step`
-  const float *x_back, *x_1, *x_2;   // one, two and three whole steps before the new latents
+  const float* x;                   // latents at `step`
+  const float *x_back, *x_1, *x_2;  // one, two and three whole steps before the new latents
   float* x_next;
-  int64_t lags;                      // terms of the history that exist, h_i included
-  const float* history[kMaxHistory]; // h_{i-1}, h_{i-2}, ...
+  int64_t lags;                       // terms of the history that exist, h_i included
+  const float* history[kMaxHistory];  // h_{i-1}, h_{i-2}, ...
   float* history_next;
-  bool boundary, third, first;       // what the criterion needs of this step
+  bool boundary, third, first;  // what the criterion needs of this step
   uint64_t seed;
   const float* noise;
 };
@@ -179,7 +179,8 @@ Sample locate(const Args& a, int64_t b) {
     s.x_2 = ring(next - 3 * stages);
   }
   const int64_t depth = a.K - 1;
-  // Before enough steps were taken the coefficients are zero, but 0 x (whatever is there) may be NaN.
+  // Before enough steps were taken the coefficients are zero, but 0 x (whatever is there) may be
+  // NaN.
   s.lags = std::min(a.K, s.step + 1);
   for (int64_t k = 1; k < s.lags; ++k)
     s.history[k - 1] = a.history + (slot(s.step - k, depth) * a.B + b) * a.N;
@@ -217,8 +218,7 @@ void decide_all(const Args& a, const std::vector<Sample>& samples, std::vector<S
   }
   for (size_t j = 0; j < samples.size(); ++j) {
     const int64_t b = samples[j].b;
-    conclude(a, samples[j],
-             decide(a.rule, samples[j].step, a.run[b], sums[j], a.threshold[b]));
+    conclude(a, samples[j], decide(a.rule, samples[j].step, a.run[b], sums[j], a.threshold[b]));
   }
 }
 
@@ -271,7 +271,8 @@ bool step_once(const Args& a, bool fresh) {
     sums.push_back(one);
   }
   decide_all(a, samples, std::move(sums));
-  return std::any_of(samples.begin(), samples.end(), [&](const Sample& s) { return a.run[s.b] > 0; });
+  return std::any_of(samples.begin(), samples.end(),
+                     [&](const Sample& s) { return a.run[s.b] > 0; });
 }
 
 void step(Tensor latents, Tensor history, Tensor model_input, Tensor timestep, Tensor progress,

@@ -47,8 +47,6 @@ def official(path, threshold, max_skip):
     return computed
 
 
-
-
 @given(
     threshold=st.sampled_from([0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1e9]),
     max_skip=st.integers(1, 8),

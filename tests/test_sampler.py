@@ -50,8 +50,12 @@ def schedulers_loop(scheduler, steps, x, dtype):
 
 @pytest.mark.parametrize(
     "make",
-    [ddim, DPMSolverMultistepScheduler, EulerDiscreteScheduler,
-     lambda: FlowMatchEulerDiscreteScheduler(shift=3.0)],
+    [
+        ddim,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
     ids=["ddim", "2m", "euler", "flow"],
 )
 def test_never_skipping_is_the_schedulers_own_loop(make):
@@ -158,8 +162,9 @@ def test_conditioning_is_a_pytree_and_other_leaves_pass_through():
 
     conditioning = {"added": {"inner": [torch.arange(3.0)]}, "flag": "as it is"}
     result = sample(config=ak.AdaptiveConfig(0.3), model=model, conditioning=conditioning)
-    direct = sample(config=ak.AdaptiveConfig(0.3), model=toy,
-                    conditioning={"shift": torch.arange(3.0)})
+    direct = sample(
+        config=ak.AdaptiveConfig(0.3), model=toy, conditioning={"shift": torch.arange(3.0)}
+    )
     assert torch.equal(result.latents, direct.latents)
 
 
@@ -238,11 +243,16 @@ def test_callback_sees_every_tick_and_the_bar_can_be_off(capfd):
 
 def test_the_scheduler_is_left_as_it_was_and_a_table_serves_in_its_place():
     scheduler = ddim()
-    before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(scheduler).items()}
+    before = {
+        k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(scheduler).items()
+    }
     first = sample(scheduler)
     for key, value in vars(scheduler).items():
-        same = torch.equal(value, before[key]) if isinstance(value, torch.Tensor) else (
-            value == before[key])
+        same = (
+            torch.equal(value, before[key])
+            if isinstance(value, torch.Tensor)
+            else (value == before[key])
+        )
         assert same, key
     table = ak.SolverTable.from_scheduler(scheduler, 20)
     second = ak.AdaptiveSampler(table, config=NEVER)(toy, noise(), progress=False)
@@ -320,23 +330,38 @@ class Returns:
     ("call", "error", "message"),
     [
         ({"model": 3}, TypeError, "model must be callable, got int"),
-        ({"model": Returns(lambda x: x[:, :1])}, ValueError,
-         r"must return the shape of its input \(3, 2, 5, 7\), got \(3, 1, 5, 7\)"),
+        (
+            {"model": Returns(lambda x: x[:, :1])},
+            ValueError,
+            r"must return the shape of its input \(3, 2, 5, 7\), got \(3, 1, 5, 7\)",
+        ),
         ({"model": Returns(lambda x: x.long())}, TypeError, "must return floating-point numbers"),
         ({"model": Returns(None)}, TypeError, "must return a tensor.*got NoneType"),
         ({"model": Returns(lambda x: x.to("meta"))}, ValueError, "a tensor on cpu, got meta"),
         ({"x": torch.zeros(3)}, TypeError, r"noise must be .* at least 2 dimensions"),
         ({"x": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "noise must be a floating-point"),
         ({"x": [1.0]}, TypeError, "noise must be a floating-point tensor.*got list"),
-        ({"conditioning": {"shift": torch.zeros(2)}}, ValueError,
-         r"conditioning\['shift'\] must have one row per sample, first dimension 3, got .*\(2,\)"),
+        (
+            {"conditioning": {"shift": torch.zeros(2)}},
+            ValueError,
+            r"conditioning\['shift'\] must have one row per sample, first dimension 3, got .*\(2,\)",
+        ),
         ({"conditioning": torch.zeros(3)}, TypeError, "conditioning must be a mapping"),
-        ({"unconditional": {"shift": torch.zeros(3)}}, ValueError,
-         "unconditional needs a guidance_scale"),
-        ({"latents": torch.zeros(3, 2, 5, 6)}, ValueError,
-         r"latents must have shape \(3, 2, 5, 7\), got \(3, 2, 5, 6\)"),
-        ({"step_noise": torch.zeros(SHAPE)}, ValueError,
-         r"step_noise must have shape \(20, 3, 2, 5, 7\)"),
+        (
+            {"unconditional": {"shift": torch.zeros(3)}},
+            ValueError,
+            "unconditional needs a guidance_scale",
+        ),
+        (
+            {"latents": torch.zeros(3, 2, 5, 6)},
+            ValueError,
+            r"latents must have shape \(3, 2, 5, 7\), got \(3, 2, 5, 6\)",
+        ),
+        (
+            {"step_noise": torch.zeros(SHAPE)},
+            ValueError,
+            r"step_noise must have shape \(20, 3, 2, 5, 7\)",
+        ),
         ({"seed": [1, 2]}, ValueError, "seed must be an int or 3 ints"),
         ({"seed": 0.5}, ValueError, "seed must be an int or 3 ints"),
     ],
@@ -353,25 +378,51 @@ def test_refusals_of_a_call(call, error, message):
         (lambda: ak.AdaptiveSampler(ddim(), -3), ValueError, "num_inference_steps"),
         (lambda: ak.AdaptiveSampler(ddim()), ValueError, "num_inference_steps"),
         (lambda: ak.AdaptiveSampler("ddim", 5), TypeError, "scheduler"),
-        (lambda: ak.AdaptiveSampler(DDIMScheduler(), 5), ak.UnsupportedSchedulerError,
-         "clip_sample"),
-        (lambda: ak.AdaptiveSampler(ddim(), 5, {"threshold": 1}), TypeError,
-         "config must be an AdaptiveConfig, got dict"),
+        (
+            lambda: ak.AdaptiveSampler(DDIMScheduler(), 5),
+            ak.UnsupportedSchedulerError,
+            "clip_sample",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5, {"threshold": 1}),
+            TypeError,
+            "config must be an AdaptiveConfig, got dict",
+        ),
         (lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale="2"), TypeError, "guidance_scale"),
-        (lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=float("nan")), ValueError,
-         "guidance_scale must be finite"),
-        (lambda: ak.AdaptiveSampler(ddim(), 5, dtype=torch.float64), ValueError,
-         "dtype must be float32, float16 or bfloat16"),
-        (lambda: ak.AdaptiveSampler(ak.SolverTable.from_scheduler(ddim(), 5), 5), ValueError,
-         "already fixes the steps; drop num_inference_steps"),
-        (lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=2.0)(toy, noise(), progress=False),
-         ValueError, "unconditional must be given with guidance_scale"),
-        (lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=torch.ones(2))(
-            toy, noise(), {}, {}, progress=False), ValueError,
-         r"guidance_scale must have one value per sample \(3\), got 2"),
-        (lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=2.0)(
-            toy, noise(), {"shift": torch.zeros(3)}, {}, progress=False), ValueError,
-         "unconditional must have the structure of conditioning"),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=float("nan")),
+            ValueError,
+            "guidance_scale must be finite",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5, dtype=torch.float64),
+            ValueError,
+            "dtype must be float32, float16 or bfloat16",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ak.SolverTable.from_scheduler(ddim(), 5), 5),
+            ValueError,
+            "already fixes the steps; drop num_inference_steps",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=2.0)(toy, noise(), progress=False),
+            ValueError,
+            "unconditional must be given with guidance_scale",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=torch.ones(2))(
+                toy, noise(), {}, {}, progress=False
+            ),
+            ValueError,
+            r"guidance_scale must have one value per sample \(3\), got 2",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5, guidance_scale=2.0)(
+                toy, noise(), {"shift": torch.zeros(3)}, {}, progress=False
+            ),
+            ValueError,
+            "unconditional must have the structure of conditioning",
+        ),
     ],
 )
 def test_refusals_of_a_sampler(make, error, message):

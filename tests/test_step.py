@@ -162,8 +162,13 @@ def test_result_is_bitwise_the_same_for_any_batch_threads_and_run(elements):
         picked = problems.clone(of)
         for name in ("latents", "history", "progress", "refreshed", "score"):
             value = getattr(of, name)
-            setattr(picked, name, value.select(value.dim() - 1, b).unsqueeze(-1).clone()
-                    if name in ("progress", "refreshed", "score") else value[:, b : b + 1].clone())
+            setattr(
+                picked,
+                name,
+                value.select(value.dim() - 1, b).unsqueeze(-1).clone()
+                if name in ("progress", "refreshed", "score")
+                else value[:, b : b + 1].clone(),
+            )
         for name in ("norms", "guidance_scale", "threshold", "seed"):
             setattr(picked, name, getattr(of, name)[b : b + 1].clone())
         for name in ("model_input", "model_output", "timestep"):
@@ -198,8 +203,16 @@ def test_nothing_outside_the_buffers_is_touched():
     for elements in (1, 7, 1025, 16390):
         of = problems.state(solver, 2, elements, guided=True, dtype=torch.float16)
         guards = []
-        for name in ("latents", "history", "model_input", "timestep", "progress", "norms",
-                     "refreshed", "score"):
+        for name in (
+            "latents",
+            "history",
+            "model_input",
+            "timestep",
+            "progress",
+            "norms",
+            "refreshed",
+            "score",
+        ):
             value = getattr(of, name)
             room = torch.full((value.numel() + 64,), 77, dtype=torch.uint8).to(value.dtype)
             inside = room[32 : 32 + value.numel()].view(value.shape)

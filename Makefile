@@ -1,0 +1,58 @@
+# make demo: install and run the main job. make test: install, lint, test. make bench: CPU benchmarks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The oldest torch that the compiled library must run on, in an environment of its own.
+OLD_TORCH := 2.11.0
+OLD_VENV := .venv-torch-$(OLD_TORCH)
+CSRC := $(wildcard csrc/*)
+
+.PHONY: demo test lint old-torch bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m adaptive_kernels demo --out demo
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory old-torch
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+# The library built against the newest torch, run by the oldest: one build serves both.
+old-torch: $(VENV)/installed $(OLD_VENV)/installed
+	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest \
+		tests/test_step.py tests/test_noise.py tests/test_convert.py tests/test_old_torch.py
+
+bench: $(VENV)/installed
+	@mkdir -p bench
+	$(BIN)/python -m pytest benchmarks/bench_step.py --benchmark-only \
+		--benchmark-json=bench/step.json
+	$(BIN)/python benchmarks/compare.py bench/step.json benchmarks/results/step-cpu.json
+
+$(VENV)/installed: pyproject.toml setup.py $(CSRC)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed')"
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install -q "setuptools>=77" "torch>=2.11" numpy ninja "pybind11>=2.13"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test]"
+	@touch $@
+
+$(OLD_VENV)/installed: Makefile
+	$(call make_venv,$(OLD_VENV))
+	$(OLD_VENV)/bin/python -m pip install -q torch==$(OLD_TORCH) numpy tqdm pytest hypothesis \
+		pytest-benchmark
+	@touch $@
+
+# Debian's python3 has no ensurepip unless python3-venv is installed; pip alone is enough here.
+define make_venv
+	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) > /dev/null 2>&1 || { \
+		$(PYTHON) -m pip install -q --target $(1)-bootstrap virtualenv && \
+		PYTHONPATH=$(1)-bootstrap $(PYTHON) -m virtualenv -q --clear $(1); }
+	@$(1)/bin/python -m pip install -q --upgrade pip
+endef
+
+clean:
+	rm -rf $(VENV) $(OLD_VENV) $(VENV)-bootstrap $(OLD_VENV)-bootstrap build demo bench \
+		adaptive_kernels/*.so *.egg-info

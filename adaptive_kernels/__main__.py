@@ -1,0 +1,142 @@
+"""The command line: `python -m adaptive_kernels demo` and `info`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .version import __version__
+
+PROGRAM = "python -m adaptive_kernels"
+
+
+def _integer(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            bound = f"from {least} to {most}" if most < 2**62 else f"of at least {least}"
+            raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Adaptive diffusion sampling.")
+    parser.add_argument("--version", action="version", version=f"adaptive_kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    json_help = "print JSON on stdout and everything else on stderr"
+
+    demo = commands.add_parser(
+        "demo",
+        help="sample the shipped model with and without skipping, and compare",
+        description="Sample the shipped model with and without skipping; write report.json, "
+        "samples.png and decisions.png, and print the table.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = demo.add_argument
+    option("--out", type=Path, required=True, metavar="DIR", help="folder for the three files")
+    # The training schedule of the model has 1000 timesteps.
+    option("--steps", type=_integer(1, 1000), default=50, metavar="N", help="solver steps")
+    option("--samples-per-class", type=_integer(1), default=4, metavar="N", help="of ten classes")
+    option("--seed", type=_integer(0), default=0, metavar="N", help="of the noise")
+    option("--guidance", type=_positive, default=2.0, metavar="G", help="guidance scale")
+    option("--threshold", type=_positive, metavar="X", help="of the paper's rule; None: tuned")
+    option("--max-skip", type=_integer(1), metavar="K", help="of both rules; None: their default")
+    option("--no-progress", action="store_true", help="draw no progress bar")
+    option("--json", action="store_true", help=json_help)
+    demo.set_defaults(function=_demo)
+
+    info = commands.add_parser("info", help="what was built, what serves each device, and why")
+    info.add_argument("--json", action="store_true", help=json_help)
+    info.set_defaults(function=_info)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from .demo import FILES, run_demo
+    from .metrics import verdict
+    from .report import table
+
+    report = run_demo(
+        arguments.out,
+        samples_per_class=arguments.samples_per_class,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+        seed=arguments.seed,
+        threshold=arguments.threshold,
+        max_skip=arguments.max_skip,
+        progress=not arguments.no_progress,
+    )
+    text = sys.stderr if arguments.json else sys.stdout
+    print(table(report), file=text)
+    print(file=text)
+    for name, method in report["methods"].items():
+        steps = method["num_inference_steps"]
+        same = method["identical"] if name != "full" else 0
+        note = f"; {same} samples identical to full, not in its PSNR" if same else ""
+        print(f"{name}: {method['what']}, {steps} steps{note}", file=text)
+    print("PSNR (mean, and mean of the worst tenth) and SSIM: against the full run", file=text)
+    print(f"\n{verdict(report)}", file=text)
+    print("wrote " + ", ".join(str(arguments.out / name) for name in FILES), file=text)
+    if arguments.json:
+        print(json.dumps(report, indent=2, allow_nan=False))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from . import ops
+
+    info = ops.info()
+    if arguments.json:
+        print(json.dumps(info, indent=2))
+        return
+    print(f"adaptive_kernels {info['version']}, torch {info['torch']}")
+    print("compiled libraries")
+    for name, library in info["libraries"].items():
+        print(f"  {name:8} {'yes' if library['loaded'] else 'no'}: {library['why']}")
+    print("what serves each device")
+    for device, serves in info["serves"].items():
+        print(f"  {device:8} {serves['implementation']}: {serves['why']}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 after an error, 2 for bad arguments.
+
+    Args:
+        arguments: the words of the command line; None takes those of the process.
+    """
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help()
+        return 0
+    try:
+        parsed.function(parsed)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"{PROGRAM} {parsed.command}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

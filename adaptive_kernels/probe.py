@@ -1,0 +1,242 @@
+"""Run a diffusers scheduler's own step() on vectors of our choosing, in float64.
+
+A linear step() fed basis vectors writes its own coefficients into the coordinates of what it
+returns. The scheduler is only duck-typed: nothing here imports diffusers.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# No scheduler draws more often in one step; CogVideoXDPMScheduler draws twice and uses one.
+DRAWS = 2
+
+_CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as)
+_DRIVEN = {"model_output", "timestep", "sample", "old_pred_original_sample", "timestep_back"}
+
+
+class ProbeError(ValueError):
+    """step() cannot be run on vectors of our choosing; the message says why."""
+
+
+class _Float64(TorchFunctionMode):
+    """Keep vectors in float64 where a scheduler casts them, and give it the noise we choose.
+
+    Only vectors: a scheduler's own scalars keep their dtype, so that the coefficients are the ones
+    it uses, with the rounding of its float32 sigmas.
+    """
+
+    def __init__(self, draw: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.randn, torch.randn_like):
+            return self.draw()
+        out = func(*args, **(kwargs or {}))
+        if func in _CASTS and args[0].dtype == torch.float64 and args[0].ndim == 4:
+            return args[0]
+        return out
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a scheduler did to basis vectors, and to random data in a closed loop beside them.
+
+    The closed loop needs no model: a scheduler never sees it, so independent random outputs stand
+    for any. Half of its elements are large enough to meet every clamp of the configuration.
+    """
+
+    x: Tensor  # [T, T] float64, weight of x_j in x_{i+1}; zero for j > i
+    m: Tensor  # [T, T] float64, weight of m_j
+    z: Tensor  # [T, T, DRAWS] float64, weight of the draws of step j
+    input_scale: Tensor  # [T] float64
+    data_x: Tensor  # [T + 1, D] float64, x_0 .. x_T of the closed loop
+    data_m: Tensor  # [T, D] float64
+    data_z: Tensor  # [T, DRAWS, D] float64
+
+
+def check_step_kwargs(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for a keyword that step() does not know or that belongs to the sampler."""
+    known = inspect.signature(scheduler.step).parameters
+    ours = _DRIVEN | {"return_dict", "generator", "variance_noise"}
+    for name in step_kwargs:
+        if name in ours:
+            raise ValueError(f"step_kwargs must not name {name!r}, which the sampler provides")
+        if name not in known:
+            free = sorted(set(known) - ours)
+            raise ValueError(
+                f"step_kwargs must name parameters of {type(scheduler).__name__}.step, "
+                f"one of {free}, got {name!r}"
+            )
+
+
+def probe(scheduler: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]) -> Probe:
+    """Feed every step fresh basis vectors for latents, output and noise, and read them back.
+
+    scheduler: timesteps set and never stepped; it is used up. timesteps: [T], the ones to run.
+    Raises ProbeError where step() cannot be run so or gives values that are not finite.
+    """
+    steps = len(timesteps)
+    columns = (2 + DRAWS) * steps
+    data = _random_data(scheduler, columns)
+
+    def vector(column: int, tail: Tensor) -> Tensor:
+        one = torch.zeros(columns, dtype=torch.float64)
+        one[column] = 1
+        return torch.cat((one, tail))[None, None, :, None]
+
+    def sample_at(i: int, previous: Tensor | None) -> Tensor:
+        return vector(i, data[0] if previous is None else previous[0, 0, columns:, 0])
+
+    inputs, outputs = run(
+        scheduler,
+        timesteps,
+        step_kwargs,
+        sample_at=sample_at,
+        output_at=lambda i: vector(steps + i, data[steps + i]),
+        noise_at=lambda i, draw: vector(
+            2 * steps + i * DRAWS + draw, data[2 * steps + i * DRAWS + draw]
+        ),
+    )
+    data_x = torch.cat((data[:1], outputs[:, columns:]))
+    input_scale = inputs[:, :steps].diagonal().clone()
+    error = (inputs[:, columns:] - input_scale[:, None] * data_x[:-1]).abs()
+    alone = inputs[:, :columns].count_nonzero() == input_scale.count_nonzero()
+    if not alone or (error > 1e-9 * inputs[:, columns:].abs()).any():
+        raise ProbeError("scale_model_input() is not a multiple of the latents")
+    x, m, z = outputs[:, :columns].split((steps, steps, DRAWS * steps), dim=1)
+    return Probe(
+        *(x, m, z.unflatten(1, (steps, DRAWS)), input_scale, data_x),
+        data_m=data[steps : 2 * steps],
+        data_z=data[2 * steps :].unflatten(0, (steps, DRAWS)),
+    )
+
+
+def _random_data(scheduler: Any, count: int, width: int = 32) -> Tensor:
+    config = getattr(scheduler, "config", None) or {}
+    limits = [float(config.get(key) or 1) for key in ("clip_sample_range", "sample_max_value")]
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    data[0] *= float(getattr(scheduler, "init_noise_sigma", 1.0))
+    data[:, width // 2 :] *= 1e3 * max(limits)
+    return data
+
+
+def run(
+    scheduler: Any,
+    timesteps: Tensor,
+    step_kwargs: Mapping[str, Any],
+    sample_at: Callable[[int, Tensor | None], Tensor],
+    output_at: Callable[[int], Tensor],
+    noise_at: Callable[[int, int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Drive scale_model_input() and step() as the pipelines do; return network inputs and x_{i+1}.
+
+    sample_at(i, what step i-1 returned), output_at(i), noise_at(i, number of the draw): the
+    vectors to feed, each [1, 1, D, 1] float64. Returns two tensors [T, D] float64.
+    Raises ProbeError where step() needs more than that or gives values that are not finite.
+    """
+    parameters = inspect.signature(scheduler.step).parameters
+    for name, parameter in parameters.items():
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            and name not in _DRIVEN
+            and name not in step_kwargs
+        ):
+            raise ProbeError(f"step() needs {name!r}, which a table cannot give it")
+    fixed = dict(step_kwargs)
+    if "return_dict" in parameters:
+        fixed["return_dict"] = False
+
+    at = [0, 0]  # step, draws so far
+
+    def draw() -> Tensor:
+        if at[1] == DRAWS:
+            raise ProbeError(f"step {at[0]} draws noise more than {DRAWS} times")
+        at[1] += 1
+        return noise_at(at[0], at[1] - 1)
+
+    scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
+    inputs, outputs = [], []
+    result: tuple = (None, None)
+    with _Float64(draw):
+        for i, t in enumerate(timesteps):
+            at[:] = i, 0
+            x = sample_at(i, result[0])
+            fed = scale(x, t)
+            if "old_pred_original_sample" in parameters:
+                # CogVideoXDPMScheduler keeps no state: its pipeline hands the last x0 back.
+                fixed["old_pred_original_sample"] = result[1]
+                fixed["timestep_back"] = timesteps[i - 1] if i else None
+            result = _call(scheduler, i, model_output=output_at(i), timestep=t, sample=x, **fixed)
+            if result[0].shape != x.shape:
+                raise ProbeError(
+                    f"step {i} turns shape {tuple(x.shape)} into {tuple(result[0].shape)}"
+                )
+            if not (result[0].isfinite().all() and fed.isfinite().all()):
+                raise ProbeError(f"the scheduler's own step {i} gives NaN or Inf")
+            inputs.append(fed.flatten())
+            outputs.append(result[0].flatten())
+    return torch.stack(inputs), torch.stack(outputs)
+
+
+def _call(scheduler: Any, i: int, **kwargs: Any) -> tuple:
+    try:
+        result = scheduler.step(**kwargs)
+    except ProbeError:
+        raise
+    except Exception as error:
+        raise ProbeError(f"its own step {i} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(result, tuple):
+        result = (result.prev_sample, getattr(result, "pred_original_sample", None))
+    return result if len(result) > 1 else (result[0], None)
+
+
+def start_weights(scheduler: Any, timesteps: Tensor) -> tuple[float, float]:
+    """Weights of the clean latents and of the noise in what an image-to-image run starts from.
+
+    add_noise(clean, noise, t_0) = a * clean + b * noise (scale_noise in flow matching); a
+    scheduler with neither starts from pure noise. scheduler: begin index set; it is used up.
+    """
+    clean, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 2, 1)
+    try:
+        if hasattr(scheduler, "add_noise"):
+            mixed = scheduler.add_noise(clean, noise, timesteps[:1])
+        elif hasattr(scheduler, "scale_noise"):
+            mixed = scheduler.scale_noise(clean, timesteps[:1], noise)
+        else:
+            return 0.0, float(getattr(scheduler, "init_noise_sigma", 1.0))
+    except Exception as error:
+        raise ProbeError(f"its add_noise() fails: {type(error).__name__}: {error}") from error
+    a, b = mixed.flatten().tolist()
+    return a, b
+
+
+def prepare(
+    scheduler: Any, num_inference_steps: int | None, set_timesteps_kwargs: Mapping[str, Any]
+) -> Any:
+    """Copy the scheduler onto the CPU and set its timesteps; the given one stays as it is."""
+    own = copy.deepcopy(scheduler)
+    if num_inference_steps is not None:
+        set_timesteps_kwargs = {"num_inference_steps": num_inference_steps, **set_timesteps_kwargs}
+    for name, value in vars(own).items():
+        if isinstance(value, Tensor):
+            setattr(own, name, value.cpu())
+    own.set_timesteps(**set_timesteps_kwargs)
+    return own
+
+
+def begin_at(scheduler: Any, index: int) -> Any:
+    """Copy the scheduler and, where it can, tell the copy which of its timesteps comes first."""
+    own = copy.deepcopy(scheduler)
+    if hasattr(own, "set_begin_index"):
+        own.set_begin_index(index)
+    return own
