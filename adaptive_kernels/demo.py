@@ -210,10 +210,9 @@ def _draw(folder: Path, full: _Method, adaptive: _Method, labels: Tensor) -> Non
     record, names = adaptive.result, demo_model.CLASS_NAMES
     numbers = zip(record.nfe.tolist(), adaptive.quality(full)[0].tolist(), strict=True)
     rows = {"full": full.result.latents, "third_order": record.latents}
-    captions = [f"{nfe} NFE\n{db:.1f} dB" for nfe, db in numbers]
+    captions = [f"{calls} NFE\n{db:.1f} dB" for calls, db in numbers]
     samples_picture(folder / "samples.png", rows, labels, names, captions)
-    mean = record.nfe.double().mean().item()
-    title = f"third_order ({adaptive.what}): mean NFE {mean:.1f} of {adaptive.steps}"
+    title = f"third_order ({adaptive.what}): mean NFE {record.nfe.double().mean():.1f} of {adaptive.steps}"
     path = folder / "decisions.png"
     decisions_picture(path, record.refreshed, record.score, labels, names, title)
 

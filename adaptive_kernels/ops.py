@@ -4,6 +4,7 @@ Schemas live here; `reference` is their default implementation (CompositeExplici
 compiled libraries override it per device. Ops write into what they are given and return nothing.
 """
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -43,13 +44,7 @@ def _load(name: str) -> tuple[bool, str]:
 
 
 _LOADED = {name: _load(name) for name in ("_C", "_C_cuda")}
-if not _LOADED["_C"][0]:
-    warnings.warn(
-        f"the compiled CPU library is not in use ({_LOADED['_C'][1]}); the slower plain-torch "
-        "reference serves the CPU. Reinstall with a C++ compiler at hand.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+REFERENCE = "reference (plain torch)"
 
 step = torch.ops.adaptive_kernels.step.default
 """One solver update of every sample that does not wait for the network, and its decision.
@@ -93,11 +88,25 @@ def implementation(device: str) -> tuple[str, str]:
     """(implementation, why) that serves a device type such as "cpu" or "cuda"."""
     library = {"cpu": "_C", "cuda": "_C_cuda"}.get(device)
     if library is None:
-        return "reference (plain torch)", f"no kernels for {device} in this version"
+        return REFERENCE, f"no kernels for {device} in this version"
     loaded, why = _LOADED[library]
-    if loaded:
-        return {"cpu": "compiled C++", "cuda": "compiled CUDA"}[device], why
-    return "reference (plain torch)", why
+    if not loaded:
+        return REFERENCE, why
+    if device == "cuda" and not torch.cuda.is_available():
+        why += "; no CUDA device is here"
+    return {"cpu": "compiled C++", "cuda": "compiled CUDA"}[device], why
+
+
+@functools.cache
+def warn_if_slow(device: str) -> None:
+    """Says once per device type that the plain-torch reference serves it, and why."""
+    name, why = implementation(device)
+    if name == REFERENCE:
+        warnings.warn(
+            f"{device} tensors are served by the slower {REFERENCE}: {why}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def info() -> dict:

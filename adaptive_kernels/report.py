@@ -165,14 +165,13 @@ def decisions_picture(
         axes.tick_params(labelsize=8, labelbottom=False)
         return axes
 
-    step = np.arange(steps)
     axes = panel(40, curve)
-    axes.step(step, called.double().mean(1).numpy(), where="mid", color="black")
+    axes.step(range(steps), called.double().mean(1).numpy(), where="mid", color="black")
     axes.set(ylim=(-0.03, 1.03), ylabel="share that\nrefreshes")
     axes = panel(40 + curve + gap, curve)
     low, middle, high = value.nanquantile(torch.tensor([0.1, 0.5, 0.9]).double(), dim=1).numpy()
-    axes.fill_between(step, low, high, color="0.85", linewidth=0)
-    axes.plot(step, middle, ".-", color="black", markersize=4)
+    axes.fill_between(range(steps), low, high, color="0.85", linewidth=0)
+    axes.plot(middle, ".-", color="black", markersize=4)
     axes.axhline(1, color="tab:red", linewidth=1)
     axes.set(yscale="log", ylabel="score\n(median)")
     axes.yaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:g}")
@@ -192,9 +191,8 @@ def decisions_picture(
         aspect="auto",
         interpolation="nearest",
     )
-    at, row = called.nonzero().T.numpy()
     dot = max(1.0, 0.3 * min(width / steps, height / batch))
-    axes.scatter(at, row, s=dot**2, color="black", edgecolors="white", linewidths=0.15 * dot)
+    axes.scatter(*called.nonzero().T.numpy(), s=dot**2, c="black", ec="white", lw=0.15 * dot)
     axes.set(xlabel="step", yticks=[])
     axes.tick_params(labelbottom=True)
     if height / batch >= 8:

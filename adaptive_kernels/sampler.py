@@ -1,6 +1,5 @@
 """The thin sampler: while some sample is not finished, call the network, then advance."""
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,10 +87,12 @@ class AdaptiveSampler:
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
         if isinstance(scheduler, SolverTable):
-            if num_inference_steps is not None or table_arguments:
-                given = ["num_inference_steps"] * (num_inference_steps is not None)
+            surplus = [*table_arguments]
+            if num_inference_steps is not None:
+                surplus = ["num_inference_steps", *surplus]
+            if surplus:
                 raise ValueError(
-                    f"a SolverTable already fixes the steps; drop {', '.join(given + [*table_arguments])}"
+                    f"a SolverTable already fixes the steps; drop {', '.join(surplus)}"
                 )
             self.table = scheduler
         else:

@@ -54,6 +54,7 @@ class State:
             dtype: of model_input and model_output: float32, float16 or bfloat16.
         """
         device, batch = latents.device, latents.shape[0]
+        ops.warn_if_slow(device.type)
         x = latents.reshape(batch, latents.shape[1:].numel()).float()
         elements, steps = x.shape[1], table.num_steps
         model_input = (x * float(table.input_scale[0])).to(dtype)

@@ -10,7 +10,18 @@ import adaptive_kernels
 ROOT = Path(adaptive_kernels.__file__).parent
 # A module may import from the rooms left of it; leaves import from no room at all.
 LEAVES = ["version", "config", "metrics", "probe", "reference", "demo_model"]
-LAYERS = [*LEAVES, "schedule", "report", "ops", "state", "network", "sampler", "demo", "__main__"]
+LAYERS = [
+    *LEAVES,
+    "factorise",
+    "schedule",
+    "report",
+    "ops",
+    "state",
+    "network",
+    "sampler",
+    "demo",
+    "__main__",
+]
 
 
 def imported(path):

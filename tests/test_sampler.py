@@ -344,7 +344,7 @@ class Returns:
         (
             {"conditioning": {"shift": torch.zeros(2)}},
             ValueError,
-            r"conditioning\['shift'\] must have one row per sample, first dimension 3, got .*\(2,\)",
+            r"conditioning\['shift'\] must have one row per sample, first dimension 3, got .*\(2",
         ),
         ({"conditioning": torch.zeros(3)}, TypeError, "conditioning must be a mapping"),
         (

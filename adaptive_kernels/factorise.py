@@ -1,0 +1,154 @@
+"""What a scheduler did to basis vectors, written as the rows of a table.
+
+The rows of an open loop name latents and model outputs of any age; here they become a short
+history of h = p x + q m and, where an anchor is involved, a multiple of the previous row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .probe import Probe, ProbeError
+
+# Coefficients are exact to a few float64 roundings; anything beyond this share of its row is real.
+_TOLERANCE = 1e-11
+# A table whose terms are this much larger than the scheduler's loses two digits of float32.
+_MAX_CANCELLATION = 100
+
+
+class NotLinear(ProbeError):
+    """The steps ran, and are no table."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The rows of a table, with the weight of every draw of a step instead of their norm."""
+
+    p: Tensor  # [T]
+    q: Tensor  # [T]
+    A: Tensor  # [T]
+    C: Tensor  # [T, K]
+    z: Tensor  # [T, draws]
+
+    def terms(self, seen: Probe) -> Tensor:
+        """Return what every step of the closed loop adds up, [terms, T, D]."""
+        x, m = seen.data_x[:-1], seen.data_m
+        terms = [self.A[:, None] * x, *(self.z[:, :, None] * seen.data_z).unbind(1)]
+        for lag, weight in enumerate(self.C.unbind(1)):
+            for kept in (self.p[:, None] * x, self.q[:, None] * m):
+                shifted = torch.zeros_like(kept)
+                shifted[lag:] = kept[: len(x) - lag]
+                terms.append(weight[:, None] * shifted)
+        return torch.stack(terms)
+
+
+def solve(seen: Probe) -> Solver:
+    """Factorise what was seen; raise NotLinear unless the closed loop on random data agrees."""
+    size = torch.maximum(seen.x.abs(), seen.m.abs())
+    keep = size > 1e-13 * size.amax(dim=1, keepdim=True)
+    x, m = seen.x * keep, seen.m * keep
+    output = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(len(x), 2)
+    own = x.abs() @ seen.data_x[:-1].abs() + m.abs() @ seen.data_m.abs()
+    own += (seen.z.abs().flatten(1) @ seen.data_z.abs().flatten(0, 1)).clamp(min=1e-300)
+
+    ahead = size.triu(1) + seen.z.abs().amax(2).triu(1)
+    if ahead.any():
+        i = int(ahead.amax(1).argmax())
+        raise NotLinear(f"step {i} is not a linear function of latents and model output")
+    best, best_cost, worst = None, (0, 0.0), "it needs noise or latents older than a row keeps"
+    for gauge in (_read_later(x, m, False), output, _read_later(x, m, True)):
+        solver = _factorise(x, m, seen.z, gauge)
+        if solver is None:
+            continue
+        terms = solver.terms(seen)
+        error = ((terms.sum(0) - seen.data_x[1:]).abs() / own).amax(1)
+        if not (error <= 1e-9).all():
+            i = int(error.argmax())
+            worst = f"step {i} is not a linear function of latents and model output"
+            worst += f" (error {error[i]:.1e})"
+            continue
+        # Cancelling terms cost digits in float32: count them against the scheduler's own terms.
+        cost = (solver.C.shape[1], round(float((terms.abs().sum(0) / own).mean(1).max()), 3))
+        if best is None or cost < best_cost:
+            best, best_cost = solver, cost
+    if best is None:
+        raise NotLinear(worst)
+    if best_cost[1] > _MAX_CANCELLATION:
+        raise ProbeError(f"as a table it cancels terms {best_cost[1]:.0f} times its own size")
+    return best
+
+
+def _read_later(x: Tensor, m: Tensor, or_now: bool) -> Tensor:
+    """Return the direction (p, q) in which later steps read column j: [T, 2], max norm 1, q >= 0.
+
+    A column read in two directions has an anchor mixed in, which leaves its direction free: it
+    takes that of the next column, the most natural one. A column that no later step reads keeps the
+    model output; or_now: what its own step reads, all of h where that step starts from an anchor.
+    """
+    gauge = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(len(x) + 1, 1)
+    bound = _TOLERANCE * torch.maximum(x.abs(), m.abs()).amax(dim=1)
+    for j in reversed(range(len(x))):
+        read = torch.stack((x[:, j], m[:, j]), dim=1)
+        first = j if or_now and not read[j + 1 :].any() else j + 1
+        size = read.abs().amax(dim=1)[first:]
+        if not size.any():
+            continue
+        p, q = read[first + int(size.argmax())] / size.max()
+        p, q = (v if v.abs() > _TOLERANCE else 0 * v for v in (p, q))
+        across = (read[:, 0] * q - read[:, 1] * p).abs()[first:]
+        sign = q.sign() if q else p.sign()
+        if (across > bound[first:]).any() or (not q and m[j, j]):
+            p, q, sign = (*gauge[j + 1], 1) if gauge[j + 1, 1] else (*gauge[-1], 1)
+        gauge[j, 0], gauge[j, 1] = p * sign, q * sign
+    return gauge[:-1]
+
+
+def _factorise(x: Tensor, m: Tensor, z: Tensor, gauge: Tensor) -> Solver | None:
+    """Write every row through the h of the gauge, with the fewest lags.
+
+    Row i says x_{i+1} = sum_j x[i, j] x_j + m[i, j] m_j + noise, and row i - 1 says the same of
+    x_i; so back * (x_i - row i - 1) = 0 may be added. None where no `back` leaves row i in the
+    gauge and free of older noise.
+    """
+    p, q = gauge.unbind(dim=1)
+    across = x * q - m * p
+    along = (x * p + m * q) / (p * p + q * q)
+    # Where q = 0 the step reads no m_i either, and its h_i is x_i.
+    A, own = x.diagonal().clone(), m.diagonal() / torch.where(q == 0, 1, q)
+    rows = []
+    for i in range(len(x)):
+        bound = _TOLERANCE * float(torch.maximum(x[i].abs(), m[i].abs()).max())
+        solved = _eliminate(across[: i + 1], along[: i + 1], z[: i + 1], i, bound)
+        if solved is None:
+            return None
+        back, lags = solved
+        row = along[i, i - lags : i]
+        if back:
+            row = row - back * along[i - 1, i - lags : i]
+            A[i] += back
+        rows.append(torch.cat((own[i : i + 1], row.flip(0))))
+    A -= own * p
+    C = torch.zeros(len(x), max(map(len, rows)), dtype=torch.float64)
+    for i, row in enumerate(rows):
+        C[i, : len(row)] = row
+    return Solver(p.clone(), q.clone(), A, C, z[range(len(x)), range(len(x))])
+
+
+def _eliminate(
+    across: Tensor, along: Tensor, z: Tensor, i: int, bound: float
+) -> tuple[float, int] | None:
+    """Return (back, lags left), fewest lags first; back = 0 is preferred, being exact."""
+    rows = (i, i - 1) if i else (i,)
+    for lags in range(i + 1):
+        gone = torch.stack(
+            [torch.cat((across[r, :i], along[r, : i - lags], z[r, :i].flatten())) for r in rows]
+        )
+        if not gone.numel() or gone[0].abs().max() <= bound:
+            return 0.0, lags
+        square = gone[1] @ gone[1]
+        if square > 0:
+            back = gone[0] @ gone[1] / square
+            if (gone[0] - back * gone[1]).abs().max() <= bound * (1 + back.abs()):
+                return float(back), lags
+    return None
