@@ -3,7 +3,7 @@
 import problems
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adaptive_kernels import reference
@@ -11,7 +11,7 @@ from adaptive_kernels.config import AdaptiveConfig
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CRITERIA = ["never", "every(2)", "third_order", "released"]
-SIZES = [1, 3, 15, 16, 17, 1023, 1024, 1025, 16384, 16385, 20011]
+SIZES = [1, 3, 15, 16, 17, 1023, 1024, 1025, 16385]
 
 
 def assert_step_agrees(of, fresh):
@@ -49,6 +49,7 @@ def rows_of(mask, of):
     return mask.repeat(len(of.model_input) // max(len(mask), 1))
 
 
+@settings(max_examples=30)
 @given(
     criterion=st.sampled_from(CRITERIA),
     dtype=st.sampled_from(DTYPES),
@@ -63,7 +64,7 @@ def rows_of(mask, of):
 def test_step_equals_reference(
     criterion, dtype, guided, history, stages, stochastic, batch, elements, seed
 ):
-    solver = problems.table(9, history, stages, stochastic, seed)
+    solver = problems.table(7, history, stages, stochastic, seed)
     config = AdaptiveConfig(criterion=criterion, threshold=0.3, max_skip=3)
     of = problems.state(solver, batch, elements, config, guided, dtype, seed)
     while bool((of.index < solver.num_steps).any()):

@@ -1,0 +1,160 @@
+// One chunk of one sample's step on the CPU: the part that is vector code.
+//
+// A chunk runs in tiles that stay in the L1 cache, one short loop per line of step.h. A sum is kept
+// in kLanes float lanes within a tile and in double beyond it, in an order that no vector width and
+// no thread count changes.
+#pragma once
+
+#include <algorithm>
+
+#include "convert.h"
+#include "decide.h"
+#include "noise.h"
+#include "step_args.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define AK_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define AK_CLONES
+#endif
+
+namespace ak {
+
+constexpr int64_t kTile = 1024;
+constexpr int64_t kChunk = 16 * kTile;
+constexpr int64_t kLanes = 16;
+
+// Where one sample of this step reads and writes.
+struct Sample {
+  int64_t b, step;
+  Row row;
+  const float* x;                   // latents at `step`
+  const float *x_back, *x_1, *x_2;  // one, two and three whole steps before the new latents
+  float* x_next;
+  int64_t lags;                       // terms of the history that exist, h_i included
+  const float* history[kMaxHistory];  // h_{i-1}, h_{i-2}, ...
+  float* history_next;
+  bool boundary, third, first;  // what the criterion needs of this step
+  uint64_t seed;
+  const float* noise;
+};
+
+struct Partial {
+  double third = 0, first = 0;
+};
+
+AK_HD double lanes_sum(const float* lanes) {
+  double sum = 0;
+  for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
+  return sum;
+}
+
+template <typename Term>
+AK_HD double tile_sum(int64_t n, Term term) {
+  float lanes[kLanes] = {};
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
+  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += term(i);
+  return lanes_sum(lanes);
+}
+
+template <typename T>
+AK_HD void load_guided(const Args& a, int64_t b, int64_t begin, int64_t n, float* m) {
+  const T* row = static_cast<const T*>(a.model_output) + b * a.N + begin;
+  load_row(row, n, m);
+  if (!a.guided) return;
+  float conditional[kTile];
+  load_row(row + a.B * a.N, n, conditional);
+  const float scale = a.guidance_scale[b];
+  for (int64_t i = 0; i < n; ++i) m[i] = guide(m[i], conditional[i], scale);
+}
+
+template <typename T>
+AK_HD void store_input(const Args& a, int64_t b, int64_t begin, int64_t n, float scale,
+                       const float* x_next) {
+  float scaled[kTile];
+  for (int64_t i = 0; i < n; ++i) scaled[i] = scale * x_next[i];
+  T* row = static_cast<T*>(a.model_input) + b * a.N + begin;
+  store_row(scaled, n, row);
+  if (a.guided) std::copy(row, row + n, row + a.B * a.N);
+}
+
+AK_HD void add_noise(const Args& a, const Sample& s, int64_t begin, int64_t n, float* acc) {
+  if (s.noise) {
+    for (int64_t i = 0; i < n; ++i) acc[i] += s.row.S * s.noise[begin + i];
+    return;
+  }
+  for (int64_t i = 0; i < n; i += 4) {  // begin is a multiple of 4
+    float z[4];
+    normal4(s.seed, static_cast<uint64_t>((begin + i) / 4), static_cast<uint32_t>(s.step), z);
+    for (int64_t j = 0; j < std::min<int64_t>(4, n - i); ++j) acc[i + j] += s.row.S * z[j];
+  }
+}
+
+AK_HD void tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
+  float m[kTile], h[kTile], acc[kTile];
+  switch (a.output_type) {
+    case ScalarType::Float:
+      load_guided<float>(a, s.b, begin, n, m);
+      break;
+    case ScalarType::Half:
+      load_guided<Half>(a, s.b, begin, n, m);
+      break;
+    default:
+      load_guided<BFloat16>(a, s.b, begin, n, m);
+  }
+  const Row& row = s.row;
+  const float* x = s.x + begin;
+  for (int64_t i = 0; i < n; ++i) {
+    h[i] = keep(row, x[i], m[i]);
+    acc[i] = update(row, x[i], h[i]);
+  }
+  for (int64_t k = 1; k < s.lags; ++k) {
+    const float* old = s.history[k - 1] + begin;
+    const float c = row.C[k];
+    for (int64_t i = 0; i < n; ++i) acc[i] += c * old[i];
+  }
+  if (a.K > 1) std::copy(h, h + n, s.history_next + begin);
+  if (row.S != 0.0f) add_noise(a, s, begin, n, acc);
+
+  if (s.third) {
+    const float *x0 = s.x_back + begin, *x1 = s.x_1 + begin, *x2 = s.x_2 + begin;
+    sums->third += tile_sum(n, [&](int64_t i) {
+      const float d = third_difference(acc[i], x0[i], x1[i], x2[i]);
+      return d * d;
+    });
+  }
+  if (s.first) {
+    const float* x0 = s.x_back + begin;
+    const bool squares = a.rule.criterion == kThirdOrder;
+    sums->first += squares ? tile_sum(n,
+                                      [&](int64_t i) {
+                                        const float d = acc[i] - x0[i];
+                                        return d * d;
+                                      })
+                           : tile_sum(n, [&](int64_t i) { return std::fabs(acc[i] - x0[i]); });
+  }
+  std::copy(acc, acc + n, s.x_next + begin);
+  if (s.step + 1 == a.T) return;
+  switch (a.input_type) {
+    case ScalarType::Float:
+      store_input<float>(a, s.b, begin, n, row.input_scale, acc);
+      break;
+    case ScalarType::Half:
+      store_input<Half>(a, s.b, begin, n, row.input_scale, acc);
+      break;
+    default:
+      store_input<BFloat16>(a, s.b, begin, n, row.input_scale, acc);
+  }
+}
+
+AK_CLONES inline void chunk(const Args& a, const Sample& s, int64_t begin, int64_t end,
+                            Partial* sums) {
+  Partial partial;
+  for (int64_t at = begin; at < end; at += kTile)
+    tile(a, s, at, std::min(kTile, end - at), &partial);
+  *sums = partial;
+}
+
+}  // namespace ak
