@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from .config import AdaptiveConfig
 from .network import DTYPES, NetworkCall, network_dtype
 from .schedule import SolverTable
-from .state import State
+from .state import MAX_HISTORY, State
 
 __all__ = ["AdaptiveSampler", "SamplingResult", "StepInfo"]
 
@@ -98,6 +98,11 @@ class AdaptiveSampler:
         else:
             self.table = SolverTable.from_scheduler(
                 scheduler, num_inference_steps, **table_arguments
+            )
+        if self.table.history > MAX_HISTORY:
+            raise ValueError(
+                f"scheduler must keep at most {MAX_HISTORY} outputs, got {self.table}; PNDM needs "
+                "skip_prk_steps=True"
             )
         self.config = config or AdaptiveConfig()
         self.dtype = dtype

@@ -9,6 +9,9 @@ from . import ops
 from .config import AdaptiveConfig
 from .schedule import SolverTable
 
+# The longest history an op takes: kMaxHistory of csrc/step_args.h.
+MAX_HISTORY = 8
+
 
 @dataclass
 class State:

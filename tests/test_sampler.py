@@ -10,6 +10,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
 )
 
 import adaptive_kernels as ak
@@ -382,6 +383,11 @@ def test_refusals_of_a_call(call, error, message):
             lambda: ak.AdaptiveSampler(DDIMScheduler(), 5),
             ak.UnsupportedSchedulerError,
             "clip_sample",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(PNDMScheduler(), 8),
+            ValueError,
+            "scheduler must keep at most 8 outputs.*skip_prk_steps=True",
         ),
         (
             lambda: ak.AdaptiveSampler(ddim(), 5, {"threshold": 1}),
