@@ -1,7 +1,37 @@
 """The torch ops `adaptive_kernels::step` and `adaptive_kernels::advance`.
 
-Schemas live here; `reference` is their default implementation (CompositeExplicitAutograd), and the
-compiled libraries override it per device. Ops write into what they are given and return nothing.
+`step(..., fresh)` is one solver update of every sample that does not wait for the network, and its
+decision; `advance(...)` takes fresh model outputs and brings every sample to its next refresh or to
+its end, as `step(fresh=True)` and then `step(fresh=False)` until every sample waits would.
+
+    h_i     = p_i x_i + q_i m_i,   m = mu + guidance_scale (mc - mu)
+    x_{i+1} = A_i x_i + sum_k C_{i,k} h_{i-k} + S_i z_i
+
+A sample with run = 0 waits for the network; with `fresh` its model output has just been written
+and is taken. T steps, B samples of N elements, K history terms, ring depth R >= 3 stages + 1.
+
+Args:
+    latents: [R, B, N] float32, written; the latents of step i are in slot i mod R.
+    history: [K - 1, B, N] float32, written; h_i is in slot i mod (K - 1).
+    model_input: [B or 2B, N] float32, float16 or bfloat16, written: c_{i+1} x_{i+1}.
+    timestep: [B or 2B] float32 or int64, written: t_{i+1} in the scheduler's units.
+    progress: [3, B] int32, written: index (steps done), run (steps since the refresh), nfe.
+    norms: [B, 2] float64, written: sums over the first difference of the last two whole steps.
+    refreshed: [T, B] bool, written: whether step i was done on a fresh output.
+    score: [T, B] float32, written: left over right side of the criterion that decided step i.
+    model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
+    guidance_scale: [B] float32. threshold: [B] float32.
+    rows: [T, 6 + K] float32, `SolverTable.rows()`.
+    seed: [B] int64, the noise stream of each sample; noise: [T, B, N] float32 in its place.
+    criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`.
+    batch_wide: one decision from the sums over all samples, which must stand at one step.
+    fresh: whether waiting samples take the model output.
+
+Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory).
+Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
+
+Schemas live here; `reference` is the ops' default implementation (CompositeExplicitAutograd), and
+the compiled libraries override it per device. Ops write into what they get and return nothing.
 """
 
 import functools
@@ -47,41 +77,7 @@ _LOADED = {name: _load(name) for name in ("_C", "_C_cuda")}
 REFERENCE = "reference (plain torch)"
 
 step = torch.ops.adaptive_kernels.step.default
-"""One solver update of every sample that does not wait for the network, and its decision.
-
-    h_i     = p_i x_i + q_i m_i,   m = mu + guidance_scale (mc - mu)
-    x_{i+1} = A_i x_i + sum_k C_{i,k} h_{i-k} + S_i z_i
-
-A sample with run = 0 waits for the network; with `fresh` its model output has just been written
-and is taken. T steps, B samples of N elements, K history terms, ring depth R >= 3 stages + 1.
-
-Args:
-    latents: [R, B, N] float32, written; the latents of step i are in slot i mod R.
-    history: [K - 1, B, N] float32, written; h_i is in slot i mod (K - 1).
-    model_input: [B or 2B, N] float32, float16 or bfloat16, written: c_{i+1} x_{i+1}.
-    timestep: [B or 2B] float32 or int64, written: t_{i+1} in the scheduler's units.
-    progress: [3, B] int32, written: index (steps done), run (steps since the refresh), nfe.
-    norms: [B, 2] float64, written: sums over the first difference of the last two whole steps.
-    refreshed: [T, B] bool, written: whether step i was done on a fresh output.
-    score: [T, B] float32, written: left over right side of the criterion that decided step i.
-    model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
-    guidance_scale: [B] float32. threshold: [B] float32.
-    rows: [T, 6 + K] float32, `SolverTable.rows()`.
-    seed: [B] int64, the noise stream of each sample; noise: [T, B, N] float32 in its place.
-    criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`.
-    batch_wide: one decision from the sums over all samples, which must stand at one step.
-    fresh: whether waiting samples take the model output.
-
-Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory).
-Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
-"""
-
 advance = torch.ops.adaptive_kernels.advance.default
-"""Takes fresh model outputs and brings every sample to its next refresh or to its end.
-
-Equals `step(..., fresh=True)` followed by `step(..., fresh=False)` until every sample waits.
-Arguments and errors as `step`, without `fresh`.
-"""
 
 
 def implementation(device: str) -> tuple[str, str]:
