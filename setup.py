@@ -32,7 +32,7 @@ def cpu_library():
 
 
 def cuda_library(toolkit, version):
-    known = ["80", "90"] + (["100", "120"] if version >= (12, 8) else [])
+    known = ["75", "80", "90"] + (["100", "120"] if version >= (12, 8) else [])
     codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in known]
     codes.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")
     return cpp_extension.CUDAExtension(
@@ -42,7 +42,20 @@ def cuda_library(toolkit, version):
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": [*NVCC, *codes]},
         py_limited_api=True,
+        optional=True,
     )
+
+
+class Build(cpp_extension.BuildExtension):
+    """Builds what it can: where CUDA fails, the CPU library still serves."""
+
+    def build_extension(self, extension):
+        try:
+            super().build_extension(extension)
+        except Exception as error:
+            if not extension.optional:
+                raise
+            self.warn(f"{extension.name} was not built: {error}")
 
 
 def cuda_toolkit():
@@ -53,16 +66,18 @@ def cuda_toolkit():
 
     def ask(pattern, *arguments):
         said = subprocess.run([nvcc, *arguments], capture_output=True, text=True)
-        return re.search(pattern, said.stdout + said.stderr).groups()
+        return re.search(pattern, said.stdout + said.stderr)
 
-    version = tuple(map(int, ask(r"release (\d+)\.(\d+)", "--version")))
+    release = ask(r"release (\d+)\.(\d+)", "--version")
     # nvcc may be a wrapper elsewhere; it knows its own folder.
-    folder = Path(ask(r"TOP=(.*)", "--dryrun", "-c", "x.cu")[0].strip()).resolve()
-    return (folder, version) if version[0] == int(torch.version.cuda.split(".")[0]) else None
+    top = ask(r"TOP=(.*)", "--dryrun", "-c", "x.cu")
+    if not release or not top or release[1] != torch.version.cuda.split(".")[0]:
+        return None
+    return Path(top[1].strip()).resolve(), tuple(map(int, release.groups()))
 
 
 toolkit = cuda_toolkit()
 setup(
     ext_modules=[cpu_library()] + ([cuda_library(*toolkit)] if toolkit else []),
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
+    cmdclass={"build_ext": Build},
 )

@@ -1,8 +1,9 @@
 """What a user chooses: criterion, threshold, limits. Validated once, frozen."""
 
 import math
+import numbers
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 __all__ = ["AdaptiveConfig", "Rule"]
@@ -14,6 +15,8 @@ GRANULARITIES = ("sample", "batch")
 
 # third_order: chosen on the shipped model (README, "Measurements"); released: the authors' value.
 DEFAULT_THRESHOLDS = {"never": 0.0, "every": 0.0, "third_order": 0.1, "released": 0.01}
+LARGEST = 2**31 - 1
+LARGEST_FLOAT = 3.4028234663852886e38
 # The first decision needs four latents (third_order), or three differences of computed ones.
 LEAST_WARMUP = {"never": 1, "every": 1, "third_order": 3, "released": 4}
 
@@ -64,22 +67,29 @@ class AdaptiveConfig:
     granularity: str = "sample"
 
     def __post_init__(self):
-        kind, period = _parse(self.criterion)
+        kind, _ = _parse(self.criterion)
         _choice("fill", self.fill, FILLS)
         _choice("granularity", self.granularity, GRANULARITIES)
         _integer("max_skip", self.max_skip, 1 if kind == "released" else 0)
-        if self.warmup is None:
-            object.__setattr__(self, "warmup", LEAST_WARMUP[kind])
-        _integer("warmup", self.warmup, LEAST_WARMUP[kind])
-        if self.threshold is None:
-            object.__setattr__(self, "threshold", DEFAULT_THRESHOLDS[kind])
-        object.__setattr__(self, "threshold", _threshold(self.threshold))
-        if kind == "every":
-            object.__setattr__(self, "max_skip", period - 1)
+        if self.warmup is not None:
+            _integer("warmup", self.warmup, LEAST_WARMUP[kind])
+        if self.threshold is not None:
+            _threshold(self.threshold)
+
+    def resolved(self) -> "AdaptiveConfig":
+        """This config with every default of its criterion written out."""
+        kind, period = _parse(self.criterion)
+        return replace(
+            self,
+            threshold=float(DEFAULT_THRESHOLDS[kind] if self.threshold is None else self.threshold),
+            max_skip=period - 1 if kind == "every" else int(self.max_skip),
+            warmup=int(LEAST_WARMUP[kind] if self.warmup is None else self.warmup),
+        )
 
     def rule(self, stages: int = 1) -> Rule:
         """The integers of this config for a solver with `stages` network calls per whole step."""
-        return Rule(CRITERIA[_parse(self.criterion)[0]], self.max_skip, self.warmup, stages)
+        full = self.resolved()
+        return Rule(CRITERIA[_parse(self.criterion)[0]], full.max_skip, full.warmup, stages)
 
 
 def _parse(criterion) -> tuple[str, int]:
@@ -87,7 +97,7 @@ def _parse(criterion) -> tuple[str, int]:
         if criterion in ("never", "third_order", "released"):
             return criterion, 0
         found = re.fullmatch(r"every\((\d+)\)", criterion)
-        if found and int(found[1]) >= 1:
+        if found and 1 <= int(found[1]) <= LARGEST:
             return "every", int(found[1])
     raise ValueError(
         "criterion must be 'third_order', 'released', 'never' or 'every(k)' with k >= 1, "
@@ -101,15 +111,14 @@ def _choice(name, value, choices):
 
 
 def _integer(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not least <= value <= LARGEST:
+        raise ValueError(f"{name} must be at least {least} and at most {LARGEST}, got {value}")
 
 
-def _threshold(value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _threshold(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"threshold must be a float, got {type(value).__name__}")
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"threshold must be at least 0, got {value}")
-    return float(value)
+    if not (0 <= value <= LARGEST_FLOAT or value == math.inf):
+        raise ValueError(f"threshold must be at least 0 and fit float32, got {value}")

@@ -11,11 +11,22 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def network_dtype(model: Any) -> torch.dtype:
-    """The dtype of a module's floating-point parameters; float32 for anything else."""
+    """The first dtype of a module's parameters that a network can be fed in; else float32.
+
+    Raises: TypeError where all of them are of another floating-point dtype.
+    """
+    dtypes = []
     if isinstance(model, torch.nn.Module):
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
+        dtypes = [parameter.dtype for parameter in model.parameters()]
+    for dtype in dtypes:
+        if dtype in DTYPES:
+            return dtype
+    for dtype in dtypes:
+        if dtype.is_floating_point:
+            raise TypeError(
+                "model must take float32, float16 or bfloat16; its parameters are "
+                f"{str(dtype).removeprefix('torch.')}: convert it, or name its input with dtype="
+            )
     return torch.float32
 
 
@@ -46,26 +57,22 @@ class NetworkCall:
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
         self.model, self.shape, self.guided = model, tuple(shape), guided
-        batch = shape[0]
-        empty: dict = {}
-        halves = {"conditioning": empty if conditioning is None else conditioning}
-        if guided:
-            if unconditional is None and (conditioning is not None or gather):
-                raise ValueError(
-                    "unconditional must be given with guidance_scale (or gather=False for a model "
-                    "that knows its 2B rows), got None"
-                )
-            halves = {"unconditional": empty if unconditional is None else unconditional, **halves}
-        elif unconditional is not None:
-            raise ValueError("unconditional needs a guidance_scale other than None and 1.0")
-        trees = [_checked(name, tree, batch, device) for name, tree in halves.items()]
-        if len({spec for _, spec in trees}) > 1:
+        if guided and unconditional is None and (conditioning is not None or gather):
             raise ValueError(
-                "unconditional must have the structure of conditioning "
-                f"({trees[1][1]}), got {trees[0][1]}"
+                "unconditional must be given with guidance_scale (or gather=False for a model "
+                "that knows its 2B rows), got None"
             )
-        self.halves = [leaves for leaves, _ in trees]
-        self.spec = trees[-1][1]
+        if unconditional is not None and not guided:
+            raise ValueError("unconditional needs a guidance_scale, got guidance_scale=None")
+        trees = {"conditioning": conditioning}
+        if guided:
+            trees = {"unconditional": unconditional, **trees}
+        leaves = {n: _leaves(n, tree, shape[0], device) for n, tree in trees.items()}
+        if guided:
+            _alike(leaves["unconditional"], leaves["conditioning"])
+        paths = list(leaves["conditioning"])
+        self.halves = [[half[path] for path in paths] for half in leaves.values()]
+        self.spec = pytree.tree_structure(_keywords_of(conditioning))
         self._all = self._keywords(None)
 
     def _keywords(self, rows: Tensor | None) -> dict:
@@ -125,14 +132,19 @@ def _tensor_of(output: Any) -> Tensor:
     return output
 
 
-def _checked(name: str, tree: Any, batch: int, device: torch.device):
-    if not isinstance(tree, Mapping):
+def _keywords_of(tree: Any) -> dict:
+    return {} if tree is None else dict(tree)
+
+
+def _leaves(name: str, tree: Any, batch: int, device: torch.device) -> dict[str, Any]:
+    """{path: leaf} of one half, every tensor checked to have a row per sample."""
+    if tree is not None and not isinstance(tree, Mapping):
         raise TypeError(
             f"{name} must be a mapping of the model's keyword arguments, got {type(tree).__name__}"
         )
-    leaves, spec = pytree.tree_flatten(dict(tree))
-    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(dict(tree))[0]]
-    for path, leaf in zip(paths, leaves, strict=True):
+    found = pytree.tree_flatten_with_path(_keywords_of(tree))[0]
+    leaves = {pytree.keystr(path): leaf for path, leaf in found}
+    for path, leaf in leaves.items():
         if not isinstance(leaf, Tensor):
             continue
         if leaf.dim() == 0 or leaf.shape[0] != batch:
@@ -142,4 +154,31 @@ def _checked(name: str, tree: Any, batch: int, device: torch.device):
             )
         if leaf.device != device:
             raise ValueError(f"{name}{path} must be on {device} as the noise is, got {leaf.device}")
-    return leaves, spec
+    return leaves
+
+
+def _alike(unconditional: dict[str, Any], conditioning: dict[str, Any]) -> None:
+    """Raises unless the halves can be stacked: the same paths, shapes and plain values."""
+    for path in {**conditioning, **unconditional}:
+        for name, half in (("unconditional", unconditional), ("conditioning", conditioning)):
+            if path not in half:
+                raise ValueError(
+                    f"unconditional and conditioning must name the same arguments; "
+                    f"{name} has no {path}"
+                )
+        a, b = unconditional[path], conditioning[path]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise ValueError(
+                    f"unconditional{path} must have the shape and dtype of conditioning{path}, "
+                    f"{tuple(b.shape)} {b.dtype}, got {tuple(a.shape)} {a.dtype}"
+                )
+        elif isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
+            raise ValueError(
+                f"unconditional{path} must equal conditioning{path} where one of them is no "
+                f"tensor, got {_kind(a)} and {_kind(b)}"
+            )
+
+
+def _kind(leaf: Any) -> str:
+    return f"a tensor {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)

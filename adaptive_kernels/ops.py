@@ -61,11 +61,13 @@ for _name in ("step", "advance"):
 
 def _load(name: str) -> tuple[bool, str]:
     """Loads a compiled library that stands beside this file: (loaded, why)."""
+    cuda = torch.version.cuda
+    if name == "_C_cuda" and cuda is None:
+        return False, "this torch is a CPU build"
     found = sorted(Path(__file__).parent.glob(f"{name}.*.so"))
     if not found:
-        return False, "not built"
-    if name == "_C_cuda" and torch.version.cuda is None:
-        return False, "this torch is a CPU build"
+        wanted = "a C++ compiler" if cuda is None or name == "_C" else f"nvcc of CUDA {cuda[:2]}"
+        return False, f"not built: installing found no {wanted} that works"
     try:
         torch.ops.load_library(found[-1])
     except OSError as error:
@@ -84,7 +86,7 @@ def implementation(device: str) -> tuple[str, str]:
     """(implementation, why) that serves a device type such as "cpu" or "cuda"."""
     library = {"cpu": "_C", "cuda": "_C_cuda"}.get(device)
     if library is None:
-        return REFERENCE, f"no kernels for {device} in this version"
+        return REFERENCE, "no kernels in this version; the reference needs a device with float64"
     loaded, why = _LOADED[library]
     if not loaded:
         return REFERENCE, why

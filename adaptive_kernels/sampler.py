@@ -1,5 +1,6 @@
 """The thin sampler: while some sample is not finished, call the network, then advance."""
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class AdaptiveSampler:
         self.config = config or AdaptiveConfig()
         self.dtype = dtype
         self.guidance_scale = _guidance(guidance_scale)
+        self._scale_is_one = guidance_scale is not None and self.guidance_scale is None
 
     @torch.no_grad()
     def __call__(
@@ -143,12 +145,14 @@ class AdaptiveSampler:
         Raises: ValueError, TypeError at the border; what the model raises passes through.
         """
         state = self._begin(model, noise, latents, seed, step_noise)
+        guided = self.guidance_scale is not None
         network = NetworkCall(
             model,
             noise.shape,
-            self.guidance_scale is not None,
+            guided,
             conditioning,
-            unconditional,
+            # A scale of 1.0 is the conditional half alone, whatever else is given.
+            unconditional if guided or not self._scale_is_one else None,
             gather,
             noise.device,
         )
@@ -177,6 +181,11 @@ class AdaptiveSampler:
             )
         batch, table = noise.shape[0], self.table
         x = noise.float() * table.init_noise_sigma
+        if latents is None and table.begin:
+            raise ValueError(
+                "latents must be given, the clean ones to start from, as this table leaves out "
+                f"the first {table.begin} rows of its schedule; got None"
+            )
         if latents is not None:
             _expect("latents", latents, noise.shape, noise.device)
             clean_scale, noise_scale = table.start
@@ -206,9 +215,11 @@ class AdaptiveSampler:
 def _guidance(value) -> Tensor | None:
     if value is None:
         return None
-    if not isinstance(value, (int, float, Tensor)) or isinstance(value, bool):
+    if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
         raise TypeError(f"guidance_scale must be a number or a tensor [B], got {value!r}")
-    scale = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+    if not isinstance(value, Tensor):
+        value = torch.tensor(float(value), device="cpu")
+    scale = value.detach().float().clone()
     if scale.dim() > 1:
         raise ValueError(f"guidance_scale must have shape () or (B,), got {tuple(scale.shape)}")
     if not bool(scale.isfinite().all()):
@@ -217,9 +228,9 @@ def _guidance(value) -> Tensor | None:
 
 
 def _seeds(seed, batch: int) -> Tensor:
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        return seed + torch.arange(batch)
-    seeds = torch.as_tensor(seed)
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        return int(seed) + torch.arange(batch, device="cpu")
+    seeds = seed if isinstance(seed, Tensor) else torch.as_tensor(seed, device="cpu")
     if seeds.dtype != torch.int64 or tuple(seeds.shape) != (batch,):
         raise ValueError(
             f"seed must be an int or {batch} ints (int64), got {seeds.dtype} {tuple(seeds.shape)}"

@@ -61,6 +61,7 @@ class SolverTable:
     start: tuple[float, float]  # image-to-image: x_0 = start[0] * clean + start[1] * noise
     stages: int  # network calls per solver step: 2 for Heun and its like, else 1
     name: str
+    begin: int = 0  # rows of the schedule left out before the first, for image-to-image
 
     def __post_init__(self) -> None:
         steps = self.p.shape[0] if self.p.ndim == 1 else 0
@@ -110,7 +111,7 @@ class SolverTable:
 
         Returns [T, 6 + K] float32; c and t of the step after the last are 0.
         """
-        ahead = torch.zeros(self.num_steps, 2, dtype=torch.float64)
+        ahead = torch.zeros(self.num_steps, 2, dtype=torch.float64, device="cpu")
         ahead[:-1, 0] = self.input_scale[1:]
         ahead[:-1, 1] = self.timesteps[1:].double()
         own = torch.stack((self.p, self.q, self.A, self.S), dim=1)
@@ -166,6 +167,7 @@ class SolverTable:
             start=start,
             stages=stages,
             name=name,
+            begin=begin,
         )
 
 

@@ -66,8 +66,8 @@ class State:
         timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
         rows = batch if guidance_scale is None else 2 * batch
 
-        def buffer(*shape, dtype=torch.float32):
-            return torch.zeros(shape, dtype=dtype, device=device)
+        def buffer(*shape, dtype=torch.float32, fill=0):
+            return torch.full(shape, fill, dtype=dtype, device=device)
 
         state = cls(
             latents=buffer(3 * table.stages + 1, batch, elements),
@@ -77,10 +77,10 @@ class State:
             progress=buffer(3, batch, dtype=torch.int32),
             norms=buffer(batch, 2, dtype=torch.float64),
             refreshed=buffer(steps, batch, dtype=torch.bool),
-            score=torch.full((steps, batch), torch.nan, device=device),
+            score=buffer(steps, batch, fill=torch.nan),
             model_output=buffer(rows, elements, dtype=dtype),
             guidance_scale=buffer(batch) if guidance_scale is None else guidance_scale,
-            threshold=torch.full((batch,), config.threshold, device=device),
+            threshold=buffer(batch, fill=config.resolved().threshold),
             rows=table.rows().to(device),
             seed=torch.arange(batch, device=device) if seed is None else seed,
             noise=None if noise is None else noise.reshape(steps, batch, elements).contiguous(),

@@ -31,6 +31,13 @@ struct Decision {
   float score;  // left side over right side; NaN where the step was forced without one
 };
 
+constexpr int64_t kCriteria = 4;
+
+// Whole steps before the first possible decision: four latents, or the authors' four calls.
+AK_HD int64_t least_warmup(int64_t criterion) {
+  return criterion == kReleased ? 4 : criterion == kThirdOrder ? 3 : 1;
+}
+
 AK_HD bool needs_third(int64_t criterion) { return criterion == kThirdOrder; }
 AK_HD bool needs_first(int64_t criterion) {
   return criterion == kThirdOrder || criterion == kReleased;
@@ -40,7 +47,8 @@ AK_HD bool needs_first(int64_t criterion) {
 // before its guard wakes.
 AK_HD int64_t longest_run(const Rule& rule, int64_t steps) {
   const bool late = rule.criterion == kReleased && rule.max_skip < 5;
-  const int64_t skips = rule.criterion == kNever ? 0 : late ? 5 : rule.max_skip;
+  const int64_t wanted = rule.criterion == kNever ? 0 : late ? 5 : rule.max_skip;
+  const int64_t skips = wanted < steps ? wanted : steps;  // max_skip may be as large as int64
   const int64_t run = skips * rule.stages + 1;
   return run < steps ? run : steps;
 }

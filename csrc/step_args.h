@@ -60,14 +60,15 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
                   t.latents.dim());
   STD_TORCH_CHECK(t.rows.dim() == 2 && t.rows.size(0) > 0 && t.rows.size(1) > kRowScalars &&
                       t.rows.size(1) <= kRowScalars + kMaxHistory,
-                  "rows must have shape [T, 6 + K] with T >= 1 and 1 <= K <= 8");
+                  "rows must have shape [T, 6 + K] with T >= 1 and 1 <= K <= 8, got ",
+                  shape_of(t.rows));
   STD_TORCH_CHECK(t.model_output.dim() == 2, "model_output must have 2 dimensions, got ",
                   t.model_output.dim());
-  STD_TORCH_CHECK(rule.criterion >= kNever && rule.criterion <= kReleased,
-                  "criterion must be 0 to 3, got ", rule.criterion);
+  STD_TORCH_CHECK(rule.criterion >= 0 && rule.criterion < kCriteria, "criterion must be 0 to ",
+                  kCriteria - 1, ", got ", rule.criterion);
   STD_TORCH_CHECK(rule.max_skip >= 0, "max_skip must be at least 0, got ", rule.max_skip);
   STD_TORCH_CHECK(rule.stages >= 1, "stages must be at least 1, got ", rule.stages);
-  const int64_t least = rule.criterion == kReleased ? 4 : rule.criterion == kThirdOrder ? 3 : 1;
+  const int64_t least = least_warmup(rule.criterion);
   STD_TORCH_CHECK(rule.warmup >= least, "warmup must be at least ", least,
                   " for this criterion, got ", rule.warmup);
 
@@ -87,38 +88,52 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
   STD_TORCH_CHECK(networks_rows == a.B || a.guided, "model_output must have ", a.B, " or ", 2 * a.B,
                   " rows, got ", networks_rows);
 
-  a.latents = data<float>(t.latents, "latents", kFloat, "float32", {a.R, a.B, a.N});
-  a.history = data<float>(t.history, "history", kFloat, "float32", {a.K - 1, a.B, a.N});
+  a.latents = data<float>(t.latents, "latents", kFloat, {a.R, a.B, a.N});
+  a.history = data<float>(t.history, "history", kFloat, {a.K - 1, a.B, a.N});
   a.input_type = t.model_input.scalar_type();
   a.output_type = t.model_output.scalar_type();
   a.timestep_type = t.timestep.scalar_type();
   STD_TORCH_CHECK(is_network_type(a.input_type),
-                  "model_input must be float32, float16 or bfloat16");
+                  "model_input must be float32, float16 or bfloat16, got ",
+                  type_name(a.input_type));
   STD_TORCH_CHECK(is_network_type(a.output_type),
-                  "model_output must be float32, float16 or bfloat16");
+                  "model_output must be float32, float16 or bfloat16, got ",
+                  type_name(a.output_type));
   STD_TORCH_CHECK(a.timestep_type == kFloat || a.timestep_type == ScalarType::Long,
-                  "timestep must be float32 or int64");
+                  "timestep must be float32 or int64, got ", type_name(a.timestep_type));
   expect_shape(t.model_input, "model_input", {networks_rows, a.N});
   expect_shape(t.model_output, "model_output", {networks_rows, a.N});
   expect_shape(t.timestep, "timestep", {networks_rows});
   a.model_input = t.model_input.data_ptr();
   a.model_output = t.model_output.data_ptr();
   a.timestep = t.timestep.data_ptr();
-  a.index = data<int32_t>(t.progress, "progress", ScalarType::Int, "int32", {3, a.B});
+  a.index = data<int32_t>(t.progress, "progress", ScalarType::Int, {3, a.B});
   a.run = a.index + a.B;
   a.nfe = a.run + a.B;
-  a.norms = data<double>(t.norms, "norms", ScalarType::Double, "float64", {a.B, 2});
-  a.refreshed = data<bool>(t.refreshed, "refreshed", ScalarType::Bool, "bool", {a.T, a.B});
-  a.score = data<float>(t.score, "score", kFloat, "float32", {a.T, a.B});
-  a.guidance_scale = data<float>(t.guidance_scale, "guidance_scale", kFloat, "float32", {a.B});
-  a.threshold = data<float>(t.threshold, "threshold", kFloat, "float32", {a.B});
-  a.rows = data<float>(t.rows, "rows", kFloat, "float32", {a.T, a.width});
-  a.seed = data<int64_t>(t.seed, "seed", ScalarType::Long, "int64", {a.B});
-  if (t.noise) a.noise = data<float>(*t.noise, "noise", kFloat, "float32", {a.T, a.B, a.N});
+  a.norms = data<double>(t.norms, "norms", ScalarType::Double, {a.B, 2});
+  a.refreshed = data<bool>(t.refreshed, "refreshed", ScalarType::Bool, {a.T, a.B});
+  a.score = data<float>(t.score, "score", kFloat, {a.T, a.B});
+  a.guidance_scale = data<float>(t.guidance_scale, "guidance_scale", kFloat, {a.B});
+  a.threshold = data<float>(t.threshold, "threshold", kFloat, {a.B});
+  a.rows = data<float>(t.rows, "rows", kFloat, {a.T, a.width});
+  a.seed = data<int64_t>(t.seed, "seed", ScalarType::Long, {a.B});
+  if (t.noise) a.noise = data<float>(*t.noise, "noise", kFloat, {a.T, a.B, a.N});
 
-  expect_apart({extent(t.latents, "latents", true), extent(t.history, "history", true),
-                extent(t.model_input, "model_input", true),
-                extent(t.model_output, "model_output", false), extent(t.rows, "rows", false)});
+  std::vector<Extent> extents = {extent(t.latents, "latents", true),
+                                 extent(t.history, "history", true),
+                                 extent(t.model_input, "model_input", true),
+                                 extent(t.timestep, "timestep", true),
+                                 extent(t.progress, "progress", true),
+                                 extent(t.norms, "norms", true),
+                                 extent(t.refreshed, "refreshed", true),
+                                 extent(t.score, "score", true),
+                                 extent(t.model_output, "model_output"),
+                                 extent(t.guidance_scale, "guidance_scale"),
+                                 extent(t.threshold, "threshold"),
+                                 extent(t.rows, "rows"),
+                                 extent(t.seed, "seed")};
+  if (t.noise) extents.push_back(extent(*t.noise, "noise"));
+  expect_apart(extents);
   return a;
 }
 

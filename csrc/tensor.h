@@ -15,6 +15,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace ak {
 
@@ -39,6 +40,27 @@ inline int64_t element_size(ScalarType type) {
   }
 }
 
+inline const char* type_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
 inline std::string shape_text(const int64_t* sizes, size_t count) {
   std::ostringstream text;
   text << "(";
@@ -47,19 +69,24 @@ inline std::string shape_text(const int64_t* sizes, size_t count) {
   return text.str();
 }
 
+inline std::string shape_of(const Tensor& t) {
+  return shape_text(t.sizes().data(), t.sizes().size());
+}
+
 inline void expect_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
   const auto sizes = t.sizes();
   bool same = sizes.size() == shape.size();
   for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
   STD_TORCH_CHECK(same, name, " must have shape ", shape_text(shape.begin(), shape.size()),
-                  ", got ", shape_text(sizes.data(), sizes.size()));
-  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+                  ", got ", shape_of(t));
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous, got strides ",
+                  shape_text(t.strides().data(), t.strides().size()));
 }
 
 template <typename T>
-T* data(const Tensor& t, const char* name, ScalarType type, const char* type_name,
-        std::initializer_list<int64_t> shape) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, " must be ", type_name);
+T* data(const Tensor& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, " must be ", type_name(type), ", got ",
+                  type_name(t.scalar_type()));
   expect_shape(t, name, shape);
   return static_cast<T*>(t.data_ptr());
 }
@@ -72,16 +99,17 @@ struct Extent {
   bool written;
 };
 
-inline Extent extent(const Tensor& t, const char* name, bool written) {
+inline Extent extent(const Tensor& t, const char* name, bool written = false) {
   const char* begin = static_cast<const char*>(t.data_ptr());
   return {name, begin, begin + t.numel() * element_size(t.scalar_type()), written};
 }
 
-inline void expect_apart(std::initializer_list<Extent> extents) {
-  for (const Extent* a = extents.begin(); a != extents.end(); ++a)
-    for (const Extent* b = a + 1; b != extents.end(); ++b) {
-      const bool overlap = a->begin < b->end && b->begin < a->end;
-      STD_TORCH_CHECK(!(overlap && (a->written || b->written)), a->name, " and ", b->name,
+inline void expect_apart(const std::vector<Extent>& extents) {
+  for (size_t i = 0; i < extents.size(); ++i)
+    for (size_t j = i + 1; j < extents.size(); ++j) {
+      const Extent &a = extents[i], &b = extents[j];
+      const bool overlap = a.begin < b.end && b.begin < a.end;
+      STD_TORCH_CHECK(!(overlap && (a.written || b.written)), a.name, " and ", b.name,
                       " must not share memory");
     }
 }

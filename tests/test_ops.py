@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import problems
 import pytest
@@ -40,6 +43,10 @@ def test_fake_tensors_of_any_device():
             assert ops.advance(*fake) is None
 
 
+@pytest.mark.skipif(
+    not Path(sysconfig.get_paths()["include"], "Python.h").exists(),
+    reason="torch.compile on the CPU needs Python's headers (python3-dev)",
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_network_with_step_has_no_graph_break(dtype):
     """network + advance in one fullgraph region gives the latents and decisions of eager."""
@@ -129,6 +136,10 @@ def test_buffers_that_share_memory_are_refused():
     with pytest.raises(RuntimeError, match="latents and model_output must not share memory"):
         of.advance()
     of = ready()
+    of.threshold = of.score[0]
+    with pytest.raises(RuntimeError, match="score and threshold must not share memory"):
+        of.advance()
+    of = ready()
     of.model_input = of.model_output
     with pytest.raises(RuntimeError, match="model_input and model_output must not share memory"):
         of.advance()
@@ -143,9 +154,6 @@ def test_batch_wide_refuses_samples_at_different_steps():
 
 def test_without_the_compiled_library_the_reference_serves_and_says_so(tmp_path):
     """A copy of the package without its .so: the same results, one warning, told by info()."""
-    from pathlib import Path
-    from shutil import copytree, ignore_patterns
-
     package = Path(ops.__file__).parent
     copytree(package, tmp_path / "adaptive_kernels", ignore=ignore_patterns("*.so"))
     script = f"""

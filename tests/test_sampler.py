@@ -143,6 +143,58 @@ def test_guidance_stacks_unconditional_rows_first():
         assert torch.equal(alone.latents[0], together.latents[b])
 
 
+def test_guidance_halves_are_matched_by_name_not_by_order():
+    def model(model_input, timestep, a, b):
+        return toy(model_input, timestep, a - 2 * b)
+
+    x, zeros, ones = noise(), torch.zeros(3), torch.ones(3)
+    sampler = ak.AdaptiveSampler(ddim(), 5, NEVER, guidance_scale=2.0)
+    one = sampler(model, x, {"a": ones, "b": zeros}, {"a": zeros, "b": ones}, progress=False)
+    two = sampler(model, x, {"a": ones, "b": zeros}, {"b": ones, "a": zeros}, progress=False)
+    assert torch.equal(one.latents, two.latents)
+
+
+@pytest.mark.parametrize(
+    ("unconditional", "message"),
+    [
+        (
+            {"shift": torch.zeros(3, 2)},
+            r"unconditional\['shift'\] must have the shape and dtype of "
+            r"conditioning\['shift'\], \(3,\) torch.float32, got \(3, 2\)",
+        ),
+        ({"shift": None}, r"unconditional\['shift'\] must equal .* got None and a tensor \(3,\)"),
+        ({"shift": torch.zeros(3), "x": 1}, r"conditioning has no \['x'\]"),
+    ],
+)
+def test_guidance_halves_that_cannot_be_stacked_are_refused(unconditional, message):
+    sampler = ak.AdaptiveSampler(ddim(), 5, NEVER, guidance_scale=2.0)
+    with pytest.raises(ValueError, match=message):
+        sampler(toy, noise(), {"shift": torch.zeros(3)}, unconditional, progress=False)
+
+
+def test_default_dtype_and_device_do_not_matter():
+    x = noise()
+    expected = sample(config=ak.AdaptiveConfig(0.3), x=x)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        wide = sample(config=ak.AdaptiveConfig(0.3), x=x)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(wide.latents, expected.latents)
+    with torch.device("meta"):
+        moved = ak.AdaptiveSampler(ddim(), 20, ak.AdaptiveConfig(0.3), guidance_scale=1.0)(
+            toy, x, progress=False
+        )
+    assert torch.equal(moved.latents, expected.latents)
+
+
+def test_a_network_of_another_dtype_is_refused_by_name():
+    network = torch.nn.Linear(7, 7).double()
+    with pytest.raises(TypeError, match="parameters are float64: convert it, or name its input"):
+        sample(model=network)
+
+
 def test_guidance_scale_one_is_no_guidance():
     rows = []
 
@@ -151,7 +203,9 @@ def test_guidance_scale_one_is_no_guidance():
         return toy(model_input, timestep, shift)
 
     sampler = ak.AdaptiveSampler(ddim(), 5, NEVER, guidance_scale=1.0)
-    sampler(model, noise(), {"shift": torch.zeros(3)}, progress=False)
+    conditional = {"shift": torch.zeros(3)}
+    sampler(model, noise(), conditional, progress=False)
+    sampler(model, noise(), conditional, {"shift": torch.ones(3)}, progress=False)
     assert set(rows) == {3}
 
 
@@ -207,6 +261,8 @@ def test_img2img_starts_inside_the_schedule():
     result = sampler(toy, noise(), latents=clean, progress=False)
     assert result.nfe.tolist() == [12] * 3
     assert (result.latents - x).abs().max() <= 1e-4
+    with pytest.raises(ValueError, match=r"latents must be given, .* leaves out the first 8 rows"):
+        sampler(toy, noise(), progress=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -427,7 +483,7 @@ def test_refusals_of_a_call(call, error, message):
                 toy, noise(), {"shift": torch.zeros(3)}, {}, progress=False
             ),
             ValueError,
-            "unconditional must have the structure of conditioning",
+            r"must name the same arguments; unconditional has no \['shift'\]",
         ),
     ],
 )
