@@ -182,8 +182,9 @@ def test_default_dtype_and_device_do_not_matter():
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(wide.latents, expected.latents)
+    scheduler = ddim()
     with torch.device("meta"):
-        moved = ak.AdaptiveSampler(ddim(), 20, ak.AdaptiveConfig(0.3), guidance_scale=1.0)(
+        moved = ak.AdaptiveSampler(scheduler, 20, ak.AdaptiveConfig(0.3), guidance_scale=1.0)(
             toy, x, progress=False
         )
     assert torch.equal(moved.latents, expected.latents)
