@@ -16,7 +16,7 @@ HEADERS = [str(path) for path in Path("csrc").glob("*.h")]
 # No contraction: an element has one value whatever the vector width (csrc/step.h).
 CXX = [
     *[TORCH_TARGET, "-O3", "-std=c++17", "-Wall", "-fvisibility=hidden"],
-    *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+    *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
 ]
 NVCC = [TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "-fmad=false", "--threads=2"]
 

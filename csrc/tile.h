@@ -9,6 +9,7 @@
 
 #include "convert.h"
 #include "decide.h"
+#include "fused.h"
 #include "noise.h"
 #include "step_args.h"
 
@@ -22,7 +23,6 @@ namespace ak {
 
 constexpr int64_t kTile = 1024;
 constexpr int64_t kChunk = 16 * kTile;
-constexpr int64_t kLanes = 16;
 
 // Where one sample of this step reads and writes.
 struct Sample {
@@ -92,7 +92,33 @@ AK_HD void add_noise(const Args& a, const Sample& s, int64_t begin, int64_t n, f
   }
 }
 
-AK_HD void tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
+// Whether fused.h covers this step; everything else takes the general loops.
+AK_HD bool is_common(const Args& a, const Sample& s) {
+  return a.K == 1 && s.row.S == 0.0f && a.rule.stages == 1 && s.step + 1 < a.T &&
+         a.input_type == a.output_type;
+}
+
+AK_HD void common_tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
+  Lanes lanes;
+  const float* x_1 = s.third ? s.x_1 : s.x;
+  const float* x_2 = s.third ? s.x_2 : s.x;
+  const Streams streams = {s.x + begin, x_1 + begin, x_2 + begin, s.x_next + begin};
+  if (s.third)
+    fused_types<kSquaresAndThird>(a, s.row, s.b, begin, n, streams, &lanes);
+  else if (s.first && a.rule.criterion == kThirdOrder)
+    fused_types<kSquares>(a, s.row, s.b, begin, n, streams, &lanes);
+  else if (s.first)
+    fused_types<kAbsolute>(a, s.row, s.b, begin, n, streams, &lanes);
+  else
+    fused_types<kNothing>(a, s.row, s.b, begin, n, streams, &lanes);
+  float third[kLanes], first[kLanes];
+  store_vec(lanes.third, third);
+  store_vec(lanes.first, first);
+  sums->third += lanes_sum(third);
+  sums->first += lanes_sum(first);
+}
+
+AK_HD void general_tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
   float m[kTile], h[kTile], acc[kTile];
   switch (a.output_type) {
     case ScalarType::Float:
@@ -152,8 +178,13 @@ AK_HD void tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partia
 AK_CLONES inline void chunk(const Args& a, const Sample& s, int64_t begin, int64_t end,
                             Partial* sums) {
   Partial partial;
-  for (int64_t at = begin; at < end; at += kTile)
-    tile(a, s, at, std::min(kTile, end - at), &partial);
+  for (int64_t at = begin; at < end; at += kTile) {
+    const int64_t n = std::min(kTile, end - at);
+    if (is_common(a, s))
+      common_tile(a, s, at, n, &partial);
+    else
+      general_tile(a, s, at, n, &partial);
+  }
   *sums = partial;
 }
 
