@@ -262,3 +262,25 @@ def test_noise_given_by_the_caller_is_what_is_added():
     difference = of.current() - still.current()
     expected = solver.S[0].float() * noise[0]
     assert torch.allclose(difference, expected, rtol=0, atol=4 * problems.EPS * 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_common_loop_gives_the_bits_of_the_general_one(dtype, criterion, guided):
+    """A second history term of weight zero sends the same numbers through the general loops."""
+    for elements in (1, 16, 255, 257, 1024, 17000):
+        solver = problems.table(6)
+        config = AdaptiveConfig(0.4, 3, criterion)
+        common = problems.state(solver, 2, elements, config, guided, dtype)
+        general = problems.clone(common)
+        general.history = torch.zeros(1, 2, elements)
+        general.rows = torch.cat([common.rows, torch.zeros(6, 1)], dim=1)
+        for tick in range(6):
+            for of in (common, general):
+                of.model_output.copy_(problems.outputs(common, tick))
+            common.advance()
+            general.advance()
+        for name in ("latents", "norms", "model_input", "progress", "score"):
+            a, b = (getattr(of, name).nan_to_num(7) for of in (common, general))
+            assert torch.equal(a, b), (name, elements)
