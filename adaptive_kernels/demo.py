@@ -194,7 +194,9 @@ def _sample(
         add("full", "the plain sampler", plain)
         for name, config in rules.items():
             origin = {"third_order": "the paper's rule", "released": "its authors' code"}[name]
-            what = f"{origin}, threshold {config.threshold:g}, max_skip {config.max_skip}"
+            what = (
+                f"{origin}, threshold {config.resolved().threshold:g}, max_skip {config.max_skip}"
+            )
             add(name, what, config)
         nfe = methods["third_order"].result.nfe.double().mean().item()
         for k in _periods(steps, nfe):
