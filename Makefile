@@ -38,12 +38,14 @@ bench: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml setup.py $(CSRC)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed')"
+	@echo "installing torch and the build tools into $(VENV) (some GB the first time)"
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install -q "setuptools>=77" "torch>=2.11" numpy ninja "pybind11>=2.13"
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test]"
 	@touch $@
 
 $(OLD_VENV)/installed: Makefile
+	@echo "installing torch $(OLD_TORCH) into $(OLD_VENV) (some GB the first time)"
 	$(call make_venv,$(OLD_VENV))
 	$(OLD_VENV)/bin/python -m pip install -q torch==$(OLD_TORCH) numpy tqdm pytest hypothesis \
 		pytest-benchmark
