@@ -16,6 +16,8 @@ HEADERS = [str(path) for path in Path("csrc").glob("*.h")]
 # No contraction: an element has one value whatever the vector width (csrc/step.h).
 CXX = [
     *[TORCH_TARGET, "-O3", "-std=c++17", "-Wall", "-fvisibility=hidden"],
+    # No debug sections and no folder of the building machine in the library.
+    *["-g0", f"-ffile-prefix-map={Path.cwd()}=."],
     *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
 ]
 NVCC = [TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "-fmad=false", "--threads=2"]
@@ -80,4 +82,6 @@ toolkit = cuda_toolkit()
 setup(
     ext_modules=[cpu_library()] + ([cuda_library(*toolkit)] if toolkit else []),
     cmdclass={"build_ext": Build},
+    # The libraries know nothing of Python: one wheel serves every version from 3.10 on.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -58,8 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     option("--samples-per-class", type=_integer(1), default=4, metavar="N", help="of ten classes")
     option("--seed", type=_integer(0), default=0, metavar="N", help="of the noise")
     option("--guidance", type=_positive, default=2.0, metavar="G", help="guidance scale")
-    option("--threshold", type=_positive, metavar="X", help="of the paper's rule; None: tuned")
-    option("--max-skip", type=_integer(1), metavar="K", help="of both rules; None: their default")
+    option("--threshold", type=_positive, metavar="X", help="of the paper's rule; None: 0.1")
+    option(
+        "--max-skip",
+        type=_integer(1),
+        metavar="K",
+        help="most skipped steps in a row, of both rules; None: 4",
+    )
     option("--no-progress", action="store_true", help="draw no progress bar")
     option("--json", action="store_true", help=json_help)
     demo.set_defaults(function=_demo)
@@ -93,6 +98,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         same = method["identical"] if name != "full" else 0
         note = f"; {same} samples identical to full, not in its PSNR" if same else ""
         print(f"{name}: {method['what']}, {steps} steps{note}", file=text)
+    print("wall s: one call of the sampler on all samples, the better of two", file=text)
     print("PSNR (mean, and mean of the worst tenth) and SSIM: against the full run", file=text)
     print(f"\n{verdict(report)}", file=text)
     print("wrote " + ", ".join(str(arguments.out / name) for name in FILES), file=text)

@@ -134,7 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
         for kind in ("warnings", "differences"):
             for line in result[kind]:
                 print(f"{kind.removesuffix('s')}: {line}")
-        print("differs in what must be equal" if result["differences"] else "no difference")
+        print(
+            "differs in what must be equal"
+            if result["differences"]
+            else "bytes moved, operator calls and benchmarks are as stored"
+        )
     return 1 if result["differences"] else 0
 
 

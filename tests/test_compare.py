@@ -57,7 +57,7 @@ def changed(run):
 def test_an_equal_run_passes(compare, run):
     code, out, err = compare(run)
     assert (code, err) == (0, "")
-    assert "small" in out and "12.00 (12.00)" in out and out.endswith("no difference\n")
+    assert "small" in out and "12.00 (12.00)" in out and out.endswith("are as stored\n")
     assert "warning" not in out
 
 
