@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "step_ops.h"
 #include "tile.h"
 
 namespace ak {
@@ -130,33 +131,20 @@ bool step_once(const Args& a, bool fresh) {
                      [&](const Sample& s) { return a.run[s.b] > 0; });
 }
 
-void step(Tensor latents, Tensor history, Tensor model_input, Tensor timestep, Tensor progress,
-          Tensor norms, Tensor refreshed, Tensor score, Tensor model_output, Tensor guidance_scale,
-          Tensor threshold, Tensor rows, Tensor seed, std::optional<Tensor> noise,
-          int64_t criterion, int64_t max_skip, int64_t warmup, int64_t stages, bool batch_wide,
-          bool fresh) {
-  const Args a = check({latents, history, model_input, timestep, progress, norms, refreshed, score,
-                        model_output, guidance_scale, threshold, rows, seed, noise},
-                       {criterion, max_skip, warmup, stages}, batch_wide);
-  step_once(a, fresh);
+void step_cpu(const Tensors& t, const Rule& rule, bool batch_wide, bool fresh) {
+  step_once(check(t, rule, batch_wide), fresh);
 }
 
-void advance(Tensor latents, Tensor history, Tensor model_input, Tensor timestep, Tensor progress,
-             Tensor norms, Tensor refreshed, Tensor score, Tensor model_output,
-             Tensor guidance_scale, Tensor threshold, Tensor rows, Tensor seed,
-             std::optional<Tensor> noise, int64_t criterion, int64_t max_skip, int64_t warmup,
-             int64_t stages, bool batch_wide) {
-  const Args a = check({latents, history, model_input, timestep, progress, norms, refreshed, score,
-                        model_output, guidance_scale, threshold, rows, seed, noise},
-                       {criterion, max_skip, warmup, stages}, batch_wide);
+void advance_cpu(const Tensors& t, const Rule& rule, bool batch_wide) {
+  const Args a = check(t, rule, batch_wide);
   for (bool fresh = true, more = true; more; fresh = false) more = step_once(a, fresh);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(adaptive_kernels, CPU, m) {
-  m.impl("step", TORCH_BOX(&step));
-  m.impl("advance", TORCH_BOX(&advance));
+  m.impl("step", TORCH_BOX(&step<step_cpu>));
+  m.impl("advance", TORCH_BOX(&advance<advance_cpu>));
 }
 
 }  // namespace ak

@@ -11,7 +11,7 @@
 #include "convert.h"
 #include "decide.h"
 #include "noise.h"
-#include "step_args.h"
+#include "step_ops.h"
 
 namespace ak {
 namespace {
@@ -185,32 +185,19 @@ void launch(const Tensors& t, const Rule& rule, bool batch_wide, bool fresh, int
   }
 }
 
-void step(Tensor latents, Tensor history, Tensor model_input, Tensor timestep, Tensor progress,
-          Tensor norms, Tensor refreshed, Tensor score, Tensor model_output, Tensor guidance_scale,
-          Tensor threshold, Tensor rows, Tensor seed, std::optional<Tensor> noise,
-          int64_t criterion, int64_t max_skip, int64_t warmup, int64_t stages, bool batch_wide,
-          bool fresh) {
-  launch({latents, history, model_input, timestep, progress, norms, refreshed, score, model_output,
-          guidance_scale, threshold, rows, seed, noise},
-         {criterion, max_skip, warmup, stages}, batch_wide, fresh, 1);
+void step_cuda(const Tensors& t, const Rule& rule, bool batch_wide, bool fresh) {
+  launch(t, rule, batch_wide, fresh, 1);
 }
 
-void advance(Tensor latents, Tensor history, Tensor model_input, Tensor timestep, Tensor progress,
-             Tensor norms, Tensor refreshed, Tensor score, Tensor model_output,
-             Tensor guidance_scale, Tensor threshold, Tensor rows, Tensor seed,
-             std::optional<Tensor> noise, int64_t criterion, int64_t max_skip, int64_t warmup,
-             int64_t stages, bool batch_wide) {
-  const Rule rule = {criterion, max_skip, warmup, stages};
-  launch({latents, history, model_input, timestep, progress, norms, refreshed, score, model_output,
-          guidance_scale, threshold, rows, seed, noise},
-         rule, batch_wide, true, longest_run(rule, rows.size(0)));
+void advance_cuda(const Tensors& t, const Rule& rule, bool batch_wide) {
+  launch(t, rule, batch_wide, true, longest_run(rule, t.rows.size(0)));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(adaptive_kernels, CUDA, m) {
-  m.impl("step", TORCH_BOX(&step));
-  m.impl("advance", TORCH_BOX(&advance));
+  m.impl("step", TORCH_BOX(&step<step_cuda>));
+  m.impl("advance", TORCH_BOX(&advance<advance_cuda>));
 }
 
 }  // namespace ak
