@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from . import factorise, probe
+from .levels import NoiseLevels, read_levels
 
 _NO_TABLE = {
     "variance_type": "scales the noise by a network output; construct it with a fixed variance",
@@ -62,6 +63,7 @@ class SolverTable:
     stages: int  # network calls per solver step: 2 for Heun and its like, else 1
     name: str
     begin: int = 0  # rows of the schedule left out before the first, for image-to-image
+    levels: NoiseLevels | None = None  # None: unknown, and only fill "reuse" is possible
 
     def __post_init__(self) -> None:
         steps = self.p.shape[0] if self.p.ndim == 1 else 0
@@ -156,11 +158,15 @@ class SolverTable:
                 seen = probe.probe(run, timesteps, step_kwargs)
                 solver = factorise.solve(seen)
                 start = probe.start_weights(placed, timesteps)
+                scale = solver.z.norm(dim=1)
+                known = read_levels(
+                    own, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C
+                )
             except probe.ProbeError as error:
                 reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
                 raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
         return cls(
-            *(solver.p, solver.q, solver.A, solver.z.norm(dim=1), solver.C),
+            *(solver.p, solver.q, solver.A, scale, solver.C),
             input_scale=seen.input_scale,
             timesteps=timesteps,
             init_noise_sigma=float(getattr(own, "init_noise_sigma", 1.0)),
@@ -168,6 +174,7 @@ class SolverTable:
             stages=stages,
             name=name,
             begin=begin,
+            levels=known,
         )
 
 

@@ -1,0 +1,102 @@
+"""How much clean image and how much noise a latent holds at each step, and what a network predicts.
+
+    x_i = alpha_i x0 + sigma_i eps,   m_i = a_i x0 + b_i eps
+
+with m the model output. A prediction type is a pair (a, b): epsilon (0, 1), sample (1, 0),
+v (-sigma, alpha), flow (-1, 1), EDM by its preconditioning. alpha and sigma are read from the
+scheduler's own add_noise(); the prediction is the one pair under which the table carries a
+constant x0 from level to level, whatever the scheduler's configuration is called.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import probe
+
+# Largest relative mismatch of a table with its own levels: schedulers compute in float32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoiseLevels:
+    """The levels of a table's rows and of its result, and the prediction of its network.
+
+    alpha[T] and sigma[T] are those of the final latents.
+    """
+
+    alpha: Tensor  # [T + 1] float64
+    sigma: Tensor  # [T + 1] float64
+    a: Tensor  # [T] float64
+    b: Tensor  # [T] float64
+    prediction: str
+
+    def __repr__(self) -> str:
+        return f"NoiseLevels({self.prediction}, {self.a.shape[0]} steps)"
+
+
+def read_levels(
+    scheduler: Any,  # timesteps set; it stays as it is
+    timesteps: Tensor,  # [T]
+    begin: int,
+    p: Tensor,  # [T] float64, the table's own numbers from here on
+    q: Tensor,
+    A: Tensor,
+    S: Tensor,
+    C: Tensor,  # [T, K]
+) -> NoiseLevels | None:
+    """Read the levels of a scheduler and find its prediction; None where they do not fit its table.
+
+    A scheduler without add_noise() or scale_noise(), and a table of a single row, have none.
+    """
+    if not (hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")):
+        return None
+    # A fresh copy for each row: a scheduler may keep the index of its first call.
+    pairs = [
+        probe.start_weights(probe.begin_at(scheduler, begin + i), timesteps[i:])
+        for i in range(len(timesteps))
+    ]
+    alpha, sigma = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
+    best, found = TOLERANCE, None
+    for name, a, b in _predictions(alpha, sigma, getattr(scheduler, "config", None) or {}):
+        clean = _apply(A, C, alpha, p * alpha + q * a)
+        error = ((clean[:-1] - alpha[1:]).abs() / alpha[1:].clamp(min=1e-3)).amax().item()
+        if len(alpha) > 1 and error < best:
+            mean = _apply(A, C, sigma, p * sigma + q * b)[-1]
+            last = torch.stack((clean[-1], (mean.square() + S[-1].square()).sqrt()))
+            best, found = error, (name, a, b, last)
+    if found is None:
+        return None
+    name, a, b, last = found
+    return NoiseLevels(
+        torch.cat((alpha, last[:1])), torch.cat((sigma, last[1:])), a.clone(), b.clone(), name
+    )
+
+
+def _apply(A: Tensor, C: Tensor, x: Tensor, h: Tensor) -> Tensor:
+    """x_{i+1} of every row from given x_i and h_i, all [T]."""
+    out = A * x
+    for k in range(min(C.shape[1], len(x))):
+        out[k:] += C[k:, k] * h[: len(h) - k]
+    return out
+
+
+def _predictions(
+    alpha: Tensor, sigma: Tensor, config: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    yield "epsilon", zero, one
+    yield "sample", one, zero
+    yield "v_prediction", -sigma, alpha
+    # A scheduler in units of sigma (alpha = 1) predicts the v of the unit-variance latents.
+    norm = (alpha.square() + sigma.square()).sqrt()
+    yield "v_prediction", -sigma / norm, alpha / norm
+    yield "flow_prediction", -one, one
+    if data := config.get("sigma_data"):
+        skip = data**2 / (sigma**2 + data**2)
+        out = sigma * data / (sigma**2 + data**2).sqrt()
+        for sign in (1, -1):
+            yield "edm", sign * (1 - skip * alpha) / out, -sign * skip * sigma / out
