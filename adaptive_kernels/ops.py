@@ -7,6 +7,13 @@ its end, as `step(fresh=True)` and then `step(fresh=False)` until every sample w
     h_i     = p_i x_i + q_i m_i,   m = mu + guidance_scale (mc - mu)
     x_{i+1} = A_i x_i + sum_k C_{i,k} h_{i-k} + S_i z_i
 
+With `outputs` given, e = u_i x_i + w_i m_i is what a refresh leaves in them, E_0, E_1, E_2 are the
+last three of those before the step, newest first, and with the step's weights (f, r)
+
+    skipped step    h_i = ps_i x_i + qs_i (f_0 E_0 + f_1 E_1 + f_2 E_2)
+    refresh         h_i = p_i x_i + q_i m_i + qs_i (r_0 e + r_1 E_0 + r_2 E_1)
+    defect          rms(e - f_0 E_0 - f_1 E_1 - f_2 E_2) * spread, at a refresh
+
 A sample with run = 0 waits for the network; with `fresh` its model output has just been written
 and is taken. T steps, B samples of N elements, K history terms, ring depth R >= 3 stages + 1.
 
@@ -15,13 +22,20 @@ Args:
     history: [K - 1, B, N] float32, written; h_i is in slot i mod (K - 1).
     model_input: [B or 2B, N] float32, float16 or bfloat16, written: c_{i+1} x_{i+1}.
     timestep: [B or 2B] float32 or int64, written: t_{i+1} in the scheduler's units.
-    progress: [3, B] int32, written: index (steps done), run (steps since the refresh), nfe.
-    norms: [B, 2] float64, written: sums over the first difference of the last two whole steps.
+    progress: [5, B] int32, written: index (steps done), run (steps since the refresh), nfe, step
+        of the last refresh, step of the refresh before it.
+    norms: [B, 2] float64, written: sums over the first difference of the last two whole steps;
+        under the criterion `defect`, the last defect and nothing.
     refreshed: [T, B] bool, written: whether step i was done on a fresh output.
     score: [T, B] float32, written: left over right side of the criterion that decided step i.
+    outputs: [3, B, N] float32, written: e of refresh number r is in slot r mod 3; None: an output
+        is used again as it is.
     model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
     guidance_scale: [B] float32. threshold: [B] float32.
-    rows: [T, 6 + K] float32, `SolverTable.rows()`.
+    rows: [T, 10 + K] float32, weights: [T, G, G, 7] float32 (f, r, spread by step and by the
+        distances between step, last refresh and the one before), run_cost: [T, G, Q] float32
+        (predicted error per unit of defect by refresh, distance to the one before and length of
+        the run; under `plan` 1 where the network is called): `fills.fill_tables`.
     seed: [B] int64, the noise stream of each sample; noise: [T, B, N] float32 in its place.
     criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`.
     batch_wide: one decision from the sums over all samples, which must stand at one step.
@@ -48,8 +62,9 @@ __all__ = ["advance", "info", "step"]
 _ARGUMENTS = """
     Tensor(a!) latents, Tensor(b!) history, Tensor(c!) model_input, Tensor(d!) timestep,
     Tensor(e!) progress, Tensor(f!) norms, Tensor(g!) refreshed, Tensor(h!) score,
-    Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows, Tensor seed,
-    Tensor? noise, int criterion, int max_skip, int warmup, int stages, bool batch_wide
+    Tensor(i!)? outputs, Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows,
+    Tensor? weights, Tensor? run_cost, Tensor seed, Tensor? noise,
+    int criterion, int max_skip, int warmup, int stages, bool batch_wide
 """
 _LIBRARY = torch.library.Library("adaptive_kernels", "DEF")
 _LIBRARY.define(f"step({_ARGUMENTS}, bool fresh) -> ()")

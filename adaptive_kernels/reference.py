@@ -7,8 +7,9 @@ nothing, and is the ops' default where no kernel is registered.
 import torch
 from torch import Tensor
 
-SCALARS = 6  # p, q, A, S, next input scale, next timestep; then C_0 .. C_{K-1}
-NEVER, EVERY, THIRD_ORDER, RELEASED = range(4)
+SCALARS = 10  # p, q, A, S, next input scale, next timestep, u, w, ps, qs; then C_0 .. C_{K-1}
+OUTPUTS = 3  # raw outputs kept
+NEVER, EVERY, THIRD_ORDER, RELEASED, DEFECT, PLAN = range(6)
 
 
 def philox(seed: Tensor, step: Tensor, quads: int) -> list[Tensor]:
@@ -50,13 +51,14 @@ def normal(seed: Tensor, step: Tensor, elements: int) -> Tensor:
     return torch.stack(pairs, dim=2).flatten(1)[:, :elements]
 
 
-def decide(rule, step, run, third, first, first_1, first_2, elements, threshold):
+def decide(rule, step, run, third, first, first_1, first_2, elements, predicted, threshold):
     """The decision after row `step`: (refresh [B] bool, score [B] float64); csrc/decide.h.
 
     Args:
         rule: (criterion, max_skip, warmup, stages).
         step: [B] int64, the row just done. run: [B] int64, rows done on the current output.
         third, first, first_1, first_2: [B] float64 sums. elements: number summed over.
+        predicted: [B] float64, what the rules `defect` and `plan` predict for the next step.
         threshold: [B] float64.
     """
     criterion, max_skip, warmup, stages = rule
@@ -72,13 +74,23 @@ def decide(rule, step, run, third, first, first_1, first_2, elements, threshold)
         decisions = following - 4
         guarded = (decisions >= 5) & (skipped >= decisions.clamp(max=max_skip))
         refresh = guarded | ~(left <= right)
+    elif criterion == DEFECT:
+        left, right = predicted, threshold
+        refresh = (skipped >= max_skip) | ~(left <= right)
     else:
         left = right = torch.full_like(threshold, torch.nan)
         refresh = skipped >= (max_skip if criterion == EVERY else 0)
+        if criterion == PLAN:
+            refresh = ~(predicted <= 0)
     score = torch.where((left == 0) & (right == 0), 1.0, left / right)
     forced = following < warmup
     refresh = torch.where(boundary, refresh | forced, run == 1)
     return refresh, torch.where(boundary & ~forced, score, torch.nan)
+
+
+def _distance(steps: Tensor, size: int) -> Tensor:
+    """Index of a distance of at least 1 in a table of `size`; longer ones share the last."""
+    return steps.clamp(1, size) - 1
 
 
 def step(
@@ -86,14 +98,17 @@ def step(
     history: Tensor,  # [K - 1, B, N] float32, ring
     model_input: Tensor,  # [B or 2B, N]
     timestep: Tensor,  # [B or 2B]
-    progress: Tensor,  # [3, B] int32: index, run, nfe
+    progress: Tensor,  # [5, B] int32: index, run, nfe, last refresh, the one before
     norms: Tensor,  # [B, 2] float64
     refreshed: Tensor,  # [T, B] bool
     score: Tensor,  # [T, B] float32
+    outputs: Tensor | None,  # [3, B, N] float32, ring
     model_output: Tensor,  # [B or 2B, N]
     guidance_scale: Tensor,  # [B] float32
     threshold: Tensor,  # [B] float32
-    rows: Tensor,  # [T, 6 + K] float32
+    rows: Tensor,  # [T, 10 + K] float32
+    weights: Tensor | None,  # [T, G, G, 7] float32
+    run_cost: Tensor | None,  # [T, G, Q] float32
     seed: Tensor,  # [B] int64
     noise: Tensor | None,  # [T, B, N] float32
     criterion: int,
@@ -106,19 +121,38 @@ def step(
     """One solver update of every sample that does not wait for the network; see `ops.step`."""
     ring, B, N = latents.shape
     T, K = rows.shape[0], rows.shape[1] - SCALARS
-    index, run, nfe = (row.long() for row in progress)
+    index, run, nfe, newest, before = (row.long() for row in progress)
     active = (index < T) & ((run > 0) | fresh)
     began = active & (run == 0)
     i = index.clamp(max=T - 1)
     sample = torch.arange(B, device=latents.device)
     row = rows[i].double()
-    p, q, A, S, input_scale, next_timestep = (row[:, k, None] for k in range(SCALARS))
+    p, q, A, S, input_scale, next_timestep, u, w, ps, qs = (row[:, k, None] for k in range(SCALARS))
 
     m = model_output.double()
     if model_output.shape[0] == 2 * B:
         m = m[:B] + guidance_scale.double()[:, None] * (m[B:] - m[:B])
     x = latents[i % ring, sample].double()
     h = p * x + q * m
+    defect = torch.zeros(B, dtype=torch.float64, device=x.device)
+    if outputs is not None:
+        size = weights.shape[1]
+        entry = weights[i, _distance(i - newest, size), _distance(newest - before, size)].double()
+        # E_k, newest first; what does not exist yet counts as zero.
+        old = [
+            torch.where((nfe > k)[:, None], outputs[(nfe - 1 - k) % OUTPUTS, sample].double(), 0.0)
+            for k in range(OUTPUTS)
+        ]
+        fill = sum(
+            torch.where(entry[:, k, None] == 0, 0.0, entry[:, k, None] * old[k])
+            for k in range(OUTPUTS)
+        )
+        e = u * x + w * m
+        defect = (e - fill).square().sum(1)
+        repair = entry[:, 3, None] * e + entry[:, 4, None] * old[0] + entry[:, 5, None] * old[1]
+        repairs = (entry[:, 3:6] != 0).any(1)[:, None]
+        refreshed_h = h + torch.where(repairs, qs * repair, 0.0)
+        h = torch.where(began[:, None], refreshed_h, ps * x + qs * fill)
     x_next = A * x + row[:, SCALARS, None] * h
     for k in range(1, K):
         exists = (i >= k)[:, None]
@@ -133,14 +167,27 @@ def step(
     change = x_next - back[0]
     first = change.square().sum(1) if criterion == THIRD_ORDER else change.abs().sum(1)
     first_1, first_2 = norms[:, 0].clone(), norms[:, 1].clone()
-    sums = [third, first, first_1, first_2]
+    sums = [third, first, first_1, first_2, defect]
     elements = N
     if batch_wide:
         sums = [torch.where(active, s, 0.0).sum().expand(B) for s in sums]
         elements = N * active.sum()
+    *sums, defect = sums
     run = torch.where(active, run + 1, run)
+    before = torch.where(began, newest, before)
+    newest = torch.where(began, i, newest)
+    following = (i + 1).clamp(max=T - 1)
+    predicted = torch.zeros_like(threshold, dtype=torch.float64)
+    if criterion == PLAN:
+        predicted = run_cost[following, 0, 0].double()
+    if criterion == DEFECT:
+        spread = (defect / elements).sqrt() * entry[:, 6]
+        norms[:, 0] = torch.where(began & whole, spread, norms[:, 0])
+        skips = _distance((run - 1) // stages + 1, run_cost.shape[2])
+        cost = run_cost[newest, _distance(newest - before, run_cost.shape[1]), skips]
+        predicted = norms[:, 0] * cost.double()
     rule = (criterion, max_skip, warmup, stages)
-    refresh, value = decide(rule, i, run, *sums, elements, threshold.double())
+    refresh, value = decide(rule, i, run, *sums, elements, predicted, threshold.double())
 
     def write(buffer, at, values, where):
         old = buffer[at, sample]
@@ -153,13 +200,15 @@ def step(
     if criterion in (THIRD_ORDER, RELEASED):
         norms.copy_(torch.where(whole[:, None], torch.stack([first, first_1], dim=1), norms))
     going_on = active & (i + 1 < T)
+    if outputs is not None:
+        write(outputs, nfe % OUTPUTS, e, began)
     write(refreshed, i, torch.ones_like(began), began)
-    following = (i + 1).clamp(max=T - 1)
     write(refreshed, following, refresh, going_on)
     write(score, following, value, going_on)
     progress[0] = torch.where(active, index + 1, index)
     progress[1] = torch.where(active & (refresh | (i + 1 == T)), 0, run)
     progress[2] = nfe + began
+    progress[3], progress[4] = newest, before
     halves = model_input.shape[0] // B if B else 1
     for target, value in ((model_input, input_scale * x_next), (timestep, next_timestep[:, 0])):
         mask = going_on if target.dim() == 1 else going_on[:, None]
@@ -169,7 +218,7 @@ def step(
 
 def advance(*arguments) -> None:
     """The whole run of every sample: `step` until every sample waits; see `ops.advance`."""
-    rows, (criterion, max_skip, _, stages) = arguments[11], arguments[14:18]
+    rows, (criterion, max_skip, _, stages) = arguments[12], arguments[17:21]
     # `released` may skip five times before its guard wakes (reference_rule: first five decisions).
     longest = max(max_skip, 5) if criterion == RELEASED else max_skip
     for k in range(min(longest * stages + 1, rows.shape[0])):

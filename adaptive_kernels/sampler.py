@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import AdaptiveConfig
+from .fills import fill_tables
 from .network import DTYPES, NetworkCall, network_dtype
 from .schedule import SolverTable
 from .state import MAX_HISTORY, State
@@ -106,6 +107,7 @@ class AdaptiveSampler:
                 "skip_prk_steps=True"
             )
         self.config = config or AdaptiveConfig()
+        self._tables = fill_tables(self.table, self.config)
         self.dtype = dtype
         self.guidance_scale = _guidance(guidance_scale)
         self._scale_is_one = guidance_scale is not None and self.guidance_scale is None
@@ -209,6 +211,7 @@ class AdaptiveSampler:
             seed=_seeds(seed, batch).to(noise.device),
             noise=step_noise,
             dtype=self.dtype or network_dtype(model),
+            tables=self._tables,
         )
 
 

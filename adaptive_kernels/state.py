@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import ops
 from .config import AdaptiveConfig
+from .fills import FillTables, fill_tables
 from .schedule import SolverTable
 
 # The longest history an op takes: kMaxHistory of csrc/step_args.h.
@@ -21,14 +22,17 @@ class State:
     history: Tensor  # [K - 1, B, N] float32
     model_input: Tensor  # [B or 2B, N] network dtype
     timestep: Tensor  # [B or 2B] dtype of the scheduler's timesteps
-    progress: Tensor  # [3, B] int32: index, run, nfe
+    progress: Tensor  # [5, B] int32: index, run, nfe, last refresh, the one before
     norms: Tensor  # [B, 2] float64
     refreshed: Tensor  # [T, B] bool
     score: Tensor  # [T, B] float32
+    outputs: Tensor | None  # [3, B, N] float32
     model_output: Tensor  # [B or 2B, N] network dtype
     guidance_scale: Tensor  # [B] float32
     threshold: Tensor  # [B] float32
-    rows: Tensor  # [T, 6 + K] float32
+    rows: Tensor  # [T, 10 + K] float32
+    weights: Tensor | None  # [T, G, G, 7] float32
+    run_cost: Tensor | None  # [T, G, Q] float32
     seed: Tensor  # [B] int64
     noise: Tensor | None  # [T, B, N] float32
     rule: tuple[int, int, int, int]
@@ -45,6 +49,7 @@ class State:
         seed: Tensor | None = None,
         noise: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
+        tables: FillTables | None = None,
     ) -> "State":
         """Buffers for sampling from `latents`, every sample waiting for the network at step 0.
 
@@ -55,7 +60,9 @@ class State:
             seed: [B] int64 noise streams; None is 0 .. B - 1.
             noise: [T, B, ...] float32 step noise in place of the seeds.
             dtype: of model_input and model_output: float32, float16 or bfloat16.
+            tables: `fill_tables(table, config)` made before; None makes them.
         """
+        tables = fill_tables(table, config) if tables is None else tables
         device, batch = latents.device, latents.shape[0]
         ops.warn_if_slow(device.type)
         x = latents.reshape(batch, latents.shape[1:].numel()).float()
@@ -74,14 +81,17 @@ class State:
             history=buffer(table.history - 1, batch, elements),
             model_input=model_input.repeat(rows // batch if batch else 1, 1),
             timestep=timestep.repeat(rows),
-            progress=buffer(3, batch, dtype=torch.int32),
+            progress=buffer(5, batch, dtype=torch.int32),
             norms=buffer(batch, 2, dtype=torch.float64),
             refreshed=buffer(steps, batch, dtype=torch.bool),
             score=buffer(steps, batch, fill=torch.nan),
+            outputs=None if tables.weights is None else buffer(3, batch, elements),
             model_output=buffer(rows, elements, dtype=dtype),
             guidance_scale=buffer(batch) if guidance_scale is None else guidance_scale,
             threshold=buffer(batch, fill=config.resolved().threshold),
-            rows=table.rows().to(device),
+            rows=tables.rows.to(device),
+            weights=None if tables.weights is None else tables.weights.to(device),
+            run_cost=None if tables.run_cost is None else tables.run_cost.to(device),
             seed=torch.arange(batch, device=device) if seed is None else seed,
             noise=None if noise is None else noise.reshape(steps, batch, elements).contiguous(),
             rule=tuple(config.rule(table.stages)),
@@ -101,10 +111,13 @@ class State:
             self.norms,
             self.refreshed,
             self.score,
+            self.outputs,
             self.model_output,
             self.guidance_scale,
             self.threshold,
             self.rows,
+            self.weights,
+            self.run_cost,
             self.seed,
             self.noise,
             *self.rule,
@@ -131,7 +144,7 @@ class State:
             model_output = everyone
         if model_output is not None:
             # Between two refreshes the output is used by this call alone: no copy is needed.
-            arguments = (*arguments[:8], model_output, *arguments[9:])
+            arguments = (*arguments[:9], model_output, *arguments[10:])
         ops.advance(*arguments)
 
     @property

@@ -10,7 +10,14 @@
 
 namespace ak {
 
-enum Criterion : int64_t { kNever = 0, kEvery = 1, kThirdOrder = 2, kReleased = 3 };
+enum Criterion : int64_t {
+  kNever = 0,
+  kEvery = 1,
+  kThirdOrder = 2,
+  kReleased = 3,
+  kDefect = 4,
+  kPlan = 5
+};
 
 struct Rule {
   int64_t criterion;
@@ -24,6 +31,8 @@ struct Rule {
 struct Sums {
   double third, first, first_1, first_2;
   double elements;
+  double defect;     // squares of what the fill was wrong by, at a refresh
+  double predicted;  // of the next step, from FillTables.run_cost
 };
 
 struct Decision {
@@ -31,17 +40,20 @@ struct Decision {
   float score;  // left side over right side; NaN where the step was forced without one
 };
 
-constexpr int64_t kCriteria = 4;
+constexpr int64_t kCriteria = 6;
 
-// Whole steps before the first possible decision: four latents, or the authors' four calls.
+// Whole steps before the first possible decision: four latents, the authors' four calls, or two
+// outputs and a third to compare with.
 AK_HD int64_t least_warmup(int64_t criterion) {
-  return criterion == kReleased ? 4 : criterion == kThirdOrder ? 3 : 1;
+  return criterion == kReleased ? 4 : criterion == kThirdOrder || criterion == kDefect ? 3 : 1;
 }
 
 AK_HD bool needs_third(int64_t criterion) { return criterion == kThirdOrder; }
 AK_HD bool needs_first(int64_t criterion) {
   return criterion == kThirdOrder || criterion == kReleased;
 }
+
+AK_HD bool needs_defect(int64_t criterion) { return criterion == kDefect; }
 
 // Rows a sample can take on one network output, refresh included. `released` may skip five times
 // before its guard wakes.
@@ -68,6 +80,7 @@ AK_HD Decision decide(const Rule& rule, int64_t step, int64_t run, const Sums& s
   if (rule.criterion == kNever || next < rule.warmup) return {true, none};
 
   const int64_t skipped = (run - 1) / rule.stages;
+  if (rule.criterion == kPlan) return {!(sums.predicted <= 0.0), none};
   if (rule.criterion == kEvery) return {skipped >= rule.max_skip, none};
 
   if (rule.criterion == kThirdOrder) {
@@ -75,6 +88,10 @@ AK_HD Decision decide(const Rule& rule, int64_t step, int64_t run, const Sums& s
     const double right = threshold * std::sqrt(sums.first_1);
     return {skipped >= rule.max_skip || !(left < right), ratio(left, right)};
   }
+
+  if (rule.criterion == kDefect)
+    return {skipped >= rule.max_skip || !(sums.predicted <= threshold),
+            ratio(sums.predicted, threshold)};
 
   const double d = sums.first / sums.elements;
   const double d1 = sums.first_1 / sums.elements;

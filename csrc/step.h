@@ -6,6 +6,13 @@
 //   input   = c x_next                                   what the network is fed next
 //   third   = x_{i+1} - 3 x_i + 3 x_{i-1} - x_{i-2}      third-order difference
 //
+// With a fill other than reuse, e = u x + w m is what a call leaves behind, E_0, E_1, E_2 are the
+// last three of them before this step, newest first, and
+//
+//   skipped step    h = ps x + qs (f_0 E_0 + f_1 E_1 + f_2 E_2)
+//   refresh         h = p x + q m + qs (r_0 e + r_1 E_0 + r_2 E_1)
+//   defect          e - (f_0 E_0 + f_1 E_1 + f_2 E_2)    at a refresh
+//
 // Knows no tensors and no torch; compiles for host and device. Every implementation adds in the
 // order written here, and the build forbids contraction into fused multiply-adds on the host, so
 // that an element has one value whatever the vector width.
@@ -21,18 +28,29 @@
 
 namespace ak {
 
-// A row of SolverTable.rows(): six scalars, then C_0 .. C_{K-1}.
-constexpr int64_t kRowScalars = 6;
+// A row of FillTables.rows: ten scalars, then C_0 .. C_{K-1}.
+constexpr int64_t kRowScalars = 10;
 
 struct Row {
   float p, q, A, S;
   float input_scale, timestep;  // of the step after this one
+  float u, w, ps, qs;
   const float* C;
+};
+
+constexpr int64_t kOutputs = 3;  // raw outputs kept
+constexpr int64_t kWeights = 7;
+
+// An entry of FillTables.weights: of a step, by the distances to the last refresh before it and
+// from that one to the refresh before.
+struct Weights {
+  float f[kOutputs], r[kOutputs];
+  float spread;  // of the rule `defect`: predicted error per unit of rms defect, before its run
 };
 
 AK_HD Row row_at(const float* rows, int64_t width, int64_t step) {
   const float* r = rows + step * width;
-  return {r[0], r[1], r[2], r[3], r[4], r[5], r + kRowScalars};
+  return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r + kRowScalars};
 }
 
 AK_HD float guide(float unconditional, float conditional, float guidance_scale) {
@@ -41,11 +59,19 @@ AK_HD float guide(float unconditional, float conditional, float guidance_scale) 
 
 AK_HD float keep(const Row& row, float x, float m) { return row.p * x + row.q * m; }
 
+AK_HD float kept_output(const Row& row, float x, float m) { return row.u * x + row.w * m; }
+
 AK_HD float update(const Row& row, float x, float h) { return row.A * x + row.C[0] * h; }
 
 // Grouped so that the large, nearly equal terms cancel first: two roundings fewer than as written.
 AK_HD float third_difference(float x_next, float x0, float x1, float x2) {
   return (x_next - x2) - 3.0f * (x0 - x1);
+}
+
+// Index of a distance of at least 1 in a table of `size` of them; longer ones share the last.
+AK_HD int64_t distance(int64_t steps, int64_t size) {
+  const int64_t most = steps < size ? steps : size;
+  return (most > 1 ? most : 1) - 1;
 }
 
 // Slot of step `step` in a ring of `depth` slots.

@@ -9,34 +9,38 @@ namespace ak {
 constexpr int64_t kMaxHistory = 8;
 
 struct Tensors {
-  Tensor latents;         // [R, B, N] float32, ring: slot of step i is i mod R
-  Tensor history;         // [K - 1, B, N] float32, ring of h
-  Tensor model_input;     // [B or 2B, N] float32, float16 or bfloat16
-  Tensor timestep;        // [B or 2B] float32 or int64
-  Tensor progress;        // [3, B] int32: index, run, nfe
-  Tensor norms;           // [B, 2] float64: first-difference sums of the last two whole steps
-  Tensor refreshed;       // [T, B] bool
-  Tensor score;           // [T, B] float32
+  Tensor latents;      // [R, B, N] float32, ring: slot of step i is i mod R
+  Tensor history;      // [K - 1, B, N] float32, ring of h
+  Tensor model_input;  // [B or 2B, N] float32, float16 or bfloat16
+  Tensor timestep;     // [B or 2B] float32 or int64
+  Tensor progress;     // [5, B] int32: index, run, nfe, step of the last refresh, one before
+  Tensor norms;        // [B, 2] float64: first-difference sums of the last two whole steps;
+                       // under `defect`: the defect of the last refresh times its spread
+  Tensor refreshed;    // [T, B] bool
+  Tensor score;        // [T, B] float32
+  std::optional<Tensor> outputs;  // [3, B, N] float32, ring: refresh number r is in slot r mod 3
   Tensor model_output;    // [B or 2B, N] float32, float16 or bfloat16; 2B: unconditional first
   Tensor guidance_scale;  // [B] float32
   Tensor threshold;       // [B] float32
-  Tensor rows;            // [T, 6 + K] float32
-  Tensor seed;            // [B] int64
-  std::optional<Tensor> noise;  // [T, B, N] float32
+  Tensor rows;            // [T, 10 + K] float32
+  std::optional<Tensor> weights;   // [T, G, G, 7] float32, with `outputs`
+  std::optional<Tensor> run_cost;  // [T, G, Q] float32, of the rules that need it
+  Tensor seed;                     // [B] int64
+  std::optional<Tensor> noise;     // [T, B, N] float32
 };
 
 struct Args {
-  int64_t R, B, N, K, T, width;
+  int64_t R, B, N, K, T, width, G, Q;
   bool guided, batch_wide;
   Rule rule;
-  float *latents, *history;
+  float *latents, *history, *outputs;
   void *model_input, *timestep;
-  int32_t *index, *run, *nfe;
+  int32_t *index, *run, *nfe, *newest, *before;
   double* norms;
   bool* refreshed;
   float* score;
   const void* model_output;
-  const float *guidance_scale, *threshold, *rows, *noise;
+  const float *guidance_scale, *threshold, *rows, *weights, *run_cost, *noise;
   const int64_t* seed;
   ScalarType input_type, output_type, timestep_type;
 };
@@ -54,13 +58,57 @@ AK_HD void set_timestep(const Args& a, int64_t b, float value) {
   }
 }
 
+// Weights of the step i of sample b, by the distances to its last two refreshes.
+AK_HD Weights weights_at(const Args& a, int64_t b, int64_t i) {
+  const int64_t gap = distance(i - a.newest[b], a.G);
+  const int64_t previous = distance(a.newest[b] - a.before[b], a.G);
+  const float* w = a.weights + ((i * a.G + gap) * a.G + previous) * kWeights;
+  return {{w[0], w[1], w[2]}, {w[3], w[4], w[5]}, w[6]};
+}
+
+// What the rule predicts for `step`, were it the `skips`-th skipped one in a row.
+AK_HD double predict(const Args& a, int64_t b, int64_t step, int64_t skips) {
+  if (a.rule.criterion == kPlan) return a.run_cost[step * a.G * a.Q];
+  if (a.rule.criterion != kDefect) return 0.0;
+  const int64_t gap = distance(a.newest[b] - a.before[b], a.G);
+  const int64_t at = (a.newest[b] * a.G + gap) * a.Q + distance(skips, a.Q);
+  return a.norms[2 * b] * static_cast<double>(a.run_cost[at]);
+}
+
+// Marks a network call of sample b at its step.
+AK_HD void count_refresh(const Args& a, int64_t b) {
+  a.nfe[b] += 1;
+  a.refreshed[a.index[b] * a.B + b] = true;
+  a.before[b] = a.newest[b];
+  a.newest[b] = a.index[b];
+}
+
+inline void check_fill(const Tensors& t, Args* a) {
+  const bool decides = a->rule.criterion == kDefect || a->rule.criterion == kPlan;
+  STD_TORCH_CHECK(t.outputs.has_value() == t.weights.has_value(),
+                  "outputs and weights must be given together");
+  STD_TORCH_CHECK(!decides || (t.outputs && t.run_cost),
+                  "outputs, weights and run_cost must be given for this criterion");
+  if (!t.outputs) return;
+  a->outputs = data<float>(*t.outputs, "outputs", ScalarType::Float, {kOutputs, a->B, a->N});
+  STD_TORCH_CHECK(t.weights->dim() == 4 && t.weights->size(1) > 0,
+                  "weights must have shape [T, G, G, 7] with G >= 1, got ", shape_of(*t.weights));
+  a->G = t.weights->size(1);
+  a->weights = data<float>(*t.weights, "weights", ScalarType::Float, {a->T, a->G, a->G, kWeights});
+  if (!t.run_cost) return;
+  STD_TORCH_CHECK(t.run_cost->dim() == 3 && t.run_cost->size(2) > 0,
+                  "run_cost must have shape [T, G, Q] with Q >= 1, got ", shape_of(*t.run_cost));
+  a->Q = t.run_cost->size(2);
+  a->run_cost = data<float>(*t.run_cost, "run_cost", ScalarType::Float, {a->T, a->G, a->Q});
+}
+
 inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
   constexpr ScalarType kFloat = ScalarType::Float;
   STD_TORCH_CHECK(t.latents.dim() == 3, "latents must have 3 dimensions [R, B, N], got ",
                   t.latents.dim());
   STD_TORCH_CHECK(t.rows.dim() == 2 && t.rows.size(0) > 0 && t.rows.size(1) > kRowScalars &&
                       t.rows.size(1) <= kRowScalars + kMaxHistory,
-                  "rows must have shape [T, 6 + K] with T >= 1 and 1 <= K <= 8, got ",
+                  "rows must have shape [T, 10 + K] with T >= 1 and 1 <= K <= 8, got ",
                   shape_of(t.rows));
   STD_TORCH_CHECK(t.model_output.dim() == 2, "model_output must have 2 dimensions, got ",
                   t.model_output.dim());
@@ -107,9 +155,11 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
   a.model_input = t.model_input.data_ptr();
   a.model_output = t.model_output.data_ptr();
   a.timestep = t.timestep.data_ptr();
-  a.index = data<int32_t>(t.progress, "progress", ScalarType::Int, {3, a.B});
+  a.index = data<int32_t>(t.progress, "progress", ScalarType::Int, {5, a.B});
   a.run = a.index + a.B;
   a.nfe = a.run + a.B;
+  a.newest = a.nfe + a.B;
+  a.before = a.newest + a.B;
   a.norms = data<double>(t.norms, "norms", ScalarType::Double, {a.B, 2});
   a.refreshed = data<bool>(t.refreshed, "refreshed", ScalarType::Bool, {a.T, a.B});
   a.score = data<float>(t.score, "score", kFloat, {a.T, a.B});
@@ -117,6 +167,7 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
   a.threshold = data<float>(t.threshold, "threshold", kFloat, {a.B});
   a.rows = data<float>(t.rows, "rows", kFloat, {a.T, a.width});
   a.seed = data<int64_t>(t.seed, "seed", ScalarType::Long, {a.B});
+  check_fill(t, &a);
   if (t.noise) a.noise = data<float>(*t.noise, "noise", kFloat, {a.T, a.B, a.N});
 
   std::vector<Extent> extents = {extent(t.latents, "latents", true),
@@ -132,6 +183,9 @@ inline Args check(const Tensors& t, const Rule& rule, bool batch_wide) {
                                  extent(t.threshold, "threshold"),
                                  extent(t.rows, "rows"),
                                  extent(t.seed, "seed")};
+  if (t.outputs) extents.push_back(extent(*t.outputs, "outputs", true));
+  if (t.weights) extents.push_back(extent(*t.weights, "weights"));
+  if (t.run_cost) extents.push_back(extent(*t.run_cost, "run_cost"));
   if (t.noise) extents.push_back(extent(*t.noise, "noise"));
   expect_apart(extents);
   return a;

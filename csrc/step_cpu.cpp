@@ -7,7 +7,7 @@
 // result depends neither on the number of threads nor on the rest of the batch.
 // Bytes per element: latents 4 read (12 for third_order) and 4 written, each kept history entry 4
 // read and one 4 written, model output and model input once each in their own dtype (twice with
-// guidance).
+// guidance); each kept output that a fill uses 4 read, and one 4 written at a refresh.
 #include <algorithm>
 #include <vector>
 
@@ -41,6 +41,14 @@ Sample locate(const Args& a, int64_t b) {
   for (int64_t k = 1; k < s.lags; ++k)
     s.history[k - 1] = a.history + (slot(s.step - k, depth) * a.B + b) * a.N;
   if (depth > 0) s.history_next = a.history + (slot(s.step, depth) * a.B + b) * a.N;
+  s.fresh = a.run[b] == 0;
+  if (a.outputs) {
+    const auto kept = [&](int64_t r) { return a.outputs + (r % kOutputs * a.B + b) * a.N; };
+    s.weights = weights_at(a, b, s.step);
+    s.kept = std::min<int64_t>(a.nfe[b], kOutputs);
+    for (int64_t k = 0; k < s.kept; ++k) s.outputs[k] = kept(a.nfe[b] - 1 - k);
+    s.output = kept(a.nfe[b]);
+  }
   s.seed = static_cast<uint64_t>(a.seed[b]);
   if (a.noise) s.noise = a.noise + (s.step * a.B + b) * a.N;
   return s;
@@ -69,12 +77,17 @@ void decide_all(const Args& a, const std::vector<Sample>& samples, std::vector<S
       all.first_1 += one.first_1;
       all.first_2 += one.first_2;
       all.elements += one.elements;
+      all.defect += one.defect;
     }
     std::fill(sums.begin(), sums.end(), all);
   }
   for (size_t j = 0; j < samples.size(); ++j) {
-    const int64_t b = samples[j].b;
-    conclude(a, samples[j], decide(a.rule, samples[j].step, a.run[b], sums[j], a.threshold[b]));
+    const Sample& s = samples[j];
+    if (s.fresh && s.boundary && needs_defect(a.rule.criterion))
+      a.norms[2 * s.b] = std::sqrt(sums[j].defect / sums[j].elements) * s.weights.spread;
+    const int64_t skips = (a.run[s.b] - 1) / a.rule.stages + 1;
+    if (s.step + 1 < a.T) sums[j].predicted = predict(a, s.b, s.step + 1, skips);
+    conclude(a, s, decide(a.rule, s.step, a.run[s.b], sums[j], a.threshold[s.b]));
   }
 }
 
@@ -91,10 +104,7 @@ bool step_once(const Args& a, bool fresh) {
                     " and ", samples.back().step);
   }
   for (const Sample& s : samples) {
-    if (a.run[s.b] == 0) {
-      a.nfe[s.b] += 1;
-      a.refreshed[s.step * a.B + s.b] = true;
-    }
+    if (s.fresh) count_refresh(a, s.b);
     a.run[s.b] += 1;
   }
   const int64_t chunks = (a.N + kChunk - 1) / kChunk;
@@ -115,10 +125,11 @@ bool step_once(const Args& a, bool fresh) {
   for (size_t j = 0; j < samples.size(); ++j) {
     const Sample& s = samples[j];
     double* norms = a.norms + 2 * s.b;
-    Sums one = {0, 0, norms[0], norms[1], static_cast<double>(a.N)};
+    Sums one = {0, 0, norms[0], norms[1], static_cast<double>(a.N), 0, 0};
     for (int64_t c = 0; c < chunks; ++c) {
       one.third += partials[j * chunks + c].third;
       one.first += partials[j * chunks + c].first;
+      one.defect += partials[j * chunks + c].defect;
     }
     if (s.first) {
       norms[1] = norms[0];

@@ -53,8 +53,53 @@ __device__ float noise_at(const Args& a, int64_t b, int64_t step, int64_t n) {
   return z[n % 4];
 }
 
+// What a sample's outputs are to a step: E_0, E_1, E_2, and where a refresh leaves its own.
+struct Fill {
+  Weights weights;
+  int64_t kept;
+  const float* old[kOutputs];
+  float* output;
+};
+
+__device__ Fill fill_at(const Args& a, int64_t b, int64_t step) {
+  Fill fill = {};
+  if (!a.outputs) return fill;
+  fill.weights = weights_at(a, b, step);
+  fill.kept = a.nfe[b] < kOutputs ? a.nfe[b] : kOutputs;
+  for (int64_t k = 0; k < fill.kept; ++k)
+    fill.old[k] = a.outputs + ((a.nfe[b] - 1 - k) % kOutputs * a.B + b) * a.N;
+  fill.output = a.outputs + (a.nfe[b] % kOutputs * a.B + b) * a.N;
+  return fill;
+}
+
+__device__ float filled(const Fill& fill, int64_t n) {
+  float sum = 0.0f;
+  for (int64_t k = 0; k < fill.kept; ++k)
+    if (fill.weights.f[k] != 0.0f) sum += fill.weights.f[k] * fill.old[k][n];
+  return sum;
+}
+
+// The fill's part of a refresh: the defect, what is kept, and the repair of h.
+__device__ float repaired(const Args& a, const Fill& fill, const Row& row, int64_t n, float x,
+                          float m, float h, bool measure, double* defect) {
+  const float e = kept_output(row, x, m);
+  if (measure) {
+    const float d = e - filled(fill, n);
+    *defect += static_cast<double>(d * d);
+  }
+  const float* r = fill.weights.r;
+  if (r[0] != 0.0f || r[1] != 0.0f || r[2] != 0.0f) {
+    float sum = r[0] * e;
+    for (int64_t k = 1; k < kOutputs && k <= fill.kept; ++k) sum += r[k] * fill.old[k - 1][n];
+    h += row.qs * sum;
+  }
+  fill.output[n] = e;
+  return h;
+}
+
 // Updates one sample and adds this thread's share of its sums.
-__device__ void sweep(const Args& a, int64_t b, int64_t step, double* third, double* first) {
+__device__ void sweep(const Args& a, int64_t b, int64_t step, double* third, double* first,
+                      double* defect) {
   const Row row = row_at(a.rows, a.width, step);
   const int64_t next = step + 1, stages = a.rule.stages, depth = a.K - 1;
   const bool boundary = next % stages == 0;
@@ -65,13 +110,23 @@ __device__ void sweep(const Args& a, int64_t b, int64_t step, double* third, dou
   const auto ring = [&](int64_t s) { return a.latents + (slot(s, a.R) * a.B + b) * a.N; };
   const auto kept = [&](int64_t s) { return a.history + (slot(s, depth) * a.B + b) * a.N; };
 
+  const bool fresh = a.run[b] == 0;
+  const bool measure = boundary && fresh && needs_defect(a.rule.criterion);
+  const Fill fill = fill_at(a, b, step);
+
   for (int64_t n = threadIdx.x; n < a.N; n += kThreads) {
-    float m = load_as(a.model_output, a.output_type, b * a.N + n);
-    if (a.guided)
-      m = guide(m, load_as(a.model_output, a.output_type, (a.B + b) * a.N + n),
-                a.guidance_scale[b]);
     const float x = ring(step)[n];
-    const float h = keep(row, x, m);
+    float h;
+    if (a.outputs && !fresh) {
+      h = row.ps * x + row.qs * filled(fill, n);
+    } else {
+      float m = load_as(a.model_output, a.output_type, b * a.N + n);
+      if (a.guided)
+        m = guide(m, load_as(a.model_output, a.output_type, (a.B + b) * a.N + n),
+                  a.guidance_scale[b]);
+      h = keep(row, x, m);
+      if (a.outputs) h = repaired(a, fill, row, n, x, m, h, measure, defect);
+    }
     float x_next = update(row, x, h);
     for (int64_t k = 1; k < lags; ++k) x_next += row.C[k] * kept(step - k)[n];
     if (depth > 0) kept(step)[n] = h;
@@ -99,11 +154,12 @@ __device__ bool moves(const Args& a, int64_t b, bool fresh) {
 }
 
 // Thread 0: writes a sample's decision and moves it to its next step.
-__device__ void conclude(const Args& a, int64_t b, const Sums& sums) {
+__device__ void conclude(const Args& a, int64_t b, Sums sums) {
   const int64_t step = a.index[b], next = step + 1;
   if (a.run[b] == 0) {
-    a.nfe[b] += 1;
-    a.refreshed[step * a.B + b] = true;
+    if (next % a.rule.stages == 0 && needs_defect(a.rule.criterion))
+      a.norms[2 * b] = sqrt(sums.defect / sums.elements) * weights_at(a, b, step).spread;
+    count_refresh(a, b);
   }
   a.run[b] += 1;
   a.index[b] = static_cast<int32_t>(next);
@@ -111,6 +167,7 @@ __device__ void conclude(const Args& a, int64_t b, const Sums& sums) {
     a.run[b] = 0;
     return;
   }
+  sums.predicted = predict(a, b, next, (a.run[b] - 1) / a.rule.stages + 1);
   const Decision decision = decide(a.rule, step, a.run[b], sums, a.threshold[b]);
   a.refreshed[next * a.B + b] = decision.refresh;
   a.score[next * a.B + b] = decision.score;
@@ -126,11 +183,12 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const Args a, const bool
   for (int64_t b = from; b < to; ++b) {
     if (!moves(a, b, fresh)) continue;
     const int64_t next = a.index[b] + 1;
-    double third = 0, first = 0;
-    sweep(a, b, next - 1, &third, &first);
+    double third = 0, first = 0, defect = 0;
+    sweep(a, b, next - 1, &third, &first, &defect);
     third = block_sum(third, shared);
     first = block_sum(first, shared);
     all.third += third;
+    all.defect += block_sum(defect, shared);
     all.first += first;
     all.first_1 += a.norms[2 * b];
     all.first_2 += a.norms[2 * b + 1];
@@ -166,6 +224,9 @@ void expect_cuda(const Tensors& t) {
   check(t.threshold, "threshold");
   check(t.rows, "rows");
   check(t.seed, "seed");
+  if (t.outputs) check(*t.outputs, "outputs");
+  if (t.weights) check(*t.weights, "weights");
+  if (t.run_cost) check(*t.run_cost, "run_cost");
   if (t.noise) check(*t.noise, "noise");
 }
 

@@ -34,13 +34,18 @@ struct Sample {
   int64_t lags;                       // terms of the history that exist, h_i included
   const float* history[kMaxHistory];  // h_{i-1}, h_{i-2}, ...
   float* history_next;
-  bool boundary, third, first;  // what the criterion needs of this step
+  bool boundary, third, first;     // what the criterion needs of this step
+  bool fresh;                      // on a new model output
+  Weights weights;                 // from here on: with a fill other than reuse
+  int64_t kept;                    // outputs that exist
+  const float* outputs[kOutputs];  // E_0, E_1, E_2
+  float* output;                   // where a refresh leaves its own; may be E_2
   uint64_t seed;
   const float* noise;
 };
 
 struct Partial {
-  double third = 0, first = 0;
+  double third = 0, first = 0, defect = 0;
 };
 
 AK_HD double lanes_sum(const float* lanes) {
@@ -94,7 +99,7 @@ AK_HD void add_noise(const Args& a, const Sample& s, int64_t begin, int64_t n, f
 
 // Whether fused.h covers this step; everything else takes the general loops.
 AK_HD bool is_common(const Args& a, const Sample& s) {
-  return a.K == 1 && s.row.S == 0.0f && a.rule.stages == 1 && s.step + 1 < a.T &&
+  return a.K == 1 && !a.outputs && s.row.S == 0.0f && a.rule.stages == 1 && s.step + 1 < a.T &&
          a.input_type == a.output_type;
 }
 
@@ -118,24 +123,67 @@ AK_HD void common_tile(const Args& a, const Sample& s, int64_t begin, int64_t n,
   sums->first += lanes_sum(first);
 }
 
-AK_HD void general_tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
-  float m[kTile], h[kTile], acc[kTile];
+AK_HD void load_output(const Args& a, const Sample& s, int64_t begin, int64_t n, float* m) {
   switch (a.output_type) {
     case ScalarType::Float:
-      load_guided<float>(a, s.b, begin, n, m);
-      break;
+      return load_guided<float>(a, s.b, begin, n, m);
     case ScalarType::Half:
-      load_guided<Half>(a, s.b, begin, n, m);
-      break;
+      return load_guided<Half>(a, s.b, begin, n, m);
     default:
-      load_guided<BFloat16>(a, s.b, begin, n, m);
+      return load_guided<BFloat16>(a, s.b, begin, n, m);
   }
+}
+
+// f_0 E_0 + f_1 E_1 + f_2 E_2.
+AK_HD void load_fill(const Sample& s, int64_t begin, int64_t n, float* fill) {
+  for (int64_t i = 0; i < n; ++i) fill[i] = 0.0f;
+  for (int64_t k = 0; k < s.kept; ++k) {
+    const float f = s.weights.f[k];
+    const float* old = s.outputs[k] + begin;
+    if (f == 0.0f) continue;
+    for (int64_t i = 0; i < n; ++i) fill[i] += f * old[i];
+  }
+}
+
+// The fill's part of a refresh: the defect, the repair, and what is kept of the model output.
+AK_HD void keep_output(const Args& a, const Sample& s, int64_t begin, int64_t n, const float* m,
+                       float* h, Partial* sums) {
+  float e[kTile], fill[kTile];
   const Row& row = s.row;
   const float* x = s.x + begin;
-  for (int64_t i = 0; i < n; ++i) {
-    h[i] = keep(row, x[i], m[i]);
-    acc[i] = update(row, x[i], h[i]);
+  for (int64_t i = 0; i < n; ++i) e[i] = kept_output(row, x[i], m[i]);
+  if (s.boundary && needs_defect(a.rule.criterion)) {
+    load_fill(s, begin, n, fill);
+    sums->defect += tile_sum(n, [&](int64_t i) {
+      const float d = e[i] - fill[i];
+      return d * d;
+    });
   }
+  const float* r = s.weights.r;
+  if (r[0] != 0.0f || r[1] != 0.0f || r[2] != 0.0f) {
+    for (int64_t i = 0; i < n; ++i) fill[i] = r[0] * e[i];
+    for (int64_t k = 1; k < kOutputs && k <= s.kept; ++k) {
+      const float* old = s.outputs[k - 1] + begin;
+      for (int64_t i = 0; i < n; ++i) fill[i] += r[k] * old[i];
+    }
+    for (int64_t i = 0; i < n; ++i) h[i] += row.qs * fill[i];
+  }
+  std::copy(e, e + n, s.output + begin);
+}
+
+AK_HD void general_tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
+  float m[kTile], h[kTile], acc[kTile];
+  const Row& row = s.row;
+  const float* x = s.x + begin;
+  if (a.outputs && !s.fresh) {
+    load_fill(s, begin, n, m);
+    for (int64_t i = 0; i < n; ++i) h[i] = row.ps * x[i] + row.qs * m[i];
+  } else {
+    load_output(a, s, begin, n, m);
+    for (int64_t i = 0; i < n; ++i) h[i] = keep(row, x[i], m[i]);
+    if (a.outputs) keep_output(a, s, begin, n, m, h, sums);
+  }
+  for (int64_t i = 0; i < n; ++i) acc[i] = update(row, x[i], h[i]);
   for (int64_t k = 1; k < s.lags; ++k) {
     const float* old = s.history[k - 1] + begin;
     const float c = row.C[k];
