@@ -164,7 +164,8 @@ def _fill(config, kind, period):
     if config.repair is not None and not isinstance(config.repair, bool):
         raise TypeError(f"repair must be a bool or None, got {type(config.repair).__name__}")
     if config.repair and not linear:
-        raise ValueError("repair needs fill 'linear', got fill " + repr(config.resolved().fill))
+        fill = _OWN_FILL.get(kind, "reuse") if config.fill is None else config.fill
+        raise ValueError(f"repair needs fill 'linear', got fill {fill!r}")
     if (kind == "plan") != (config.plan is not None):
         raise ValueError(
             f"plan must be given with criterion 'plan' and only with it, got {config.plan!r} with "

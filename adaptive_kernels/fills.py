@@ -226,7 +226,8 @@ def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor
             f"{len(plan.timesteps)} steps from timestep {plan.timesteps[0]:g}"
         )
     refresh = torch.tensor(plan.refresh)
-    if not bool((refresh.view(-1, table.stages) == refresh[:: table.stages, None]).all()):
+    whole = torch.arange(len(refresh)) // table.stages * table.stages
+    if not torch.equal(refresh, refresh[whole]):
         raise ValueError("plan.refresh must call the network at both stages of a step or at none")
     values = torch.tensor(plan.weights, dtype=torch.float64)
     out = torch.zeros(table.num_steps, 1, 1, 7, dtype=torch.float64)

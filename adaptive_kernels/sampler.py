@@ -146,7 +146,7 @@ class AdaptiveSampler:
 
         Raises: ValueError, TypeError at the border; what the model raises passes through.
         """
-        state = self._begin(model, noise, latents, seed, step_noise)
+        state = self.begin(model, noise, latents, seed, step_noise)
         guided = self.guidance_scale is not None
         network = NetworkCall(
             model,
@@ -171,7 +171,8 @@ class AdaptiveSampler:
                     callback(_info(state, tick, noise.shape))
         return _result(state, noise.shape)
 
-    def _begin(self, model, noise, latents, seed, step_noise) -> State:
+    def begin(self, model, noise, latents=None, seed=0, step_noise=None) -> State:
+        """The buffers before the first step; the arguments of a call, checked as there."""
         if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.dim() < 2:
             raise TypeError(
                 "noise must be a floating-point tensor [B, ...] of at least 2 dimensions, got "
