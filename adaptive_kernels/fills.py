@@ -56,6 +56,10 @@ def coordinates(table: SolverTable) -> Coordinates:
     Raises: ValueError where the table's noise levels are not known.
     """
     known = table.levels
+    if table.num_steps == 1:
+        # A single row is never skipped: any coordinates serve, the network's own among them.
+        zero, two = torch.zeros_like(table.p), torch.zeros(2, dtype=torch.float64)
+        return Coordinates(zero, torch.ones_like(table.p), table.p, table.q, zero, two)
     if known is None:
         raise ValueError(
             f"fill must be 'reuse' for {table}: its scheduler has no add_noise() whose levels fit "
@@ -194,7 +198,10 @@ def run_cost(table: SolverTable, at: Coordinates, size: int, max_skip: int) -> T
     """[T, size, Q] float64: predicted error per unit of D after a run of 1 .. Q skipped steps."""
     steps, stages = table.num_steps, table.stages
     count = max(1, min(max_skip, steps))
-    weight = (at.asinh[1:] - at.asinh[:-1]).abs()
+    # Both stages of a step carry it, whichever of them moves the level.
+    whole = torch.arange(steps) // stages * stages
+    end = (whole + stages).clamp(max=steps)
+    weight = (at.asinh[end] - at.asinh[whole]).abs() / (end - whole)
     i = torch.arange(steps)[:, None]
     n0 = (i - torch.arange(1, size + 1)[None, :]).clamp(0)
     total = torch.zeros(steps, size, dtype=torch.float64)
@@ -205,7 +212,8 @@ def run_cost(table: SolverTable, at: Coordinates, size: int, max_skip: int) -> T
             inside = j < steps
             j = j.clamp(max=steps - 1)
             term = weight[j] * ((at.lam[j] - at.lam[i]) * (at.lam[j] - at.lam[n0])).abs()
-            total = total + torch.where(inside, term, 0.0)
+            # Nothing is predicted without error, not even at the level of the refresh itself.
+            total = total + torch.where(inside, term.clamp(min=1e-12), 0.0)
         out[:, :, q] = total
     return out
 

@@ -5,7 +5,8 @@
 with m the model output. A prediction type is a pair (a, b): epsilon (0, 1), sample (1, 0),
 v (-sigma, alpha), flow (-1, 1), EDM by its preconditioning. alpha and sigma are read from the
 scheduler's own add_noise(); the prediction is the one pair under which the table carries a
-constant x0 from level to level, whatever the scheduler's configuration is called.
+constant x0, and constant noise where it adds none, from level to level, whatever the scheduler's
+configuration is called.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,8 @@ def read_levels(
 
     A scheduler without add_noise() or scale_noise(), and a table of a single row, have none.
     """
-    if not (hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")):
+    adds = hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")
+    if not adds or len(timesteps) < 2:
         return None
     # A fresh copy for each row: a scheduler may keep the index of its first call.
     pairs = [
@@ -63,10 +65,14 @@ def read_levels(
     best, found = TOLERANCE, None
     for name, a, b in _predictions(alpha, sigma, getattr(scheduler, "config", None) or {}):
         clean = _apply(A, C, alpha, p * alpha + q * a)
+        mean = _apply(A, C, sigma, p * sigma + q * b)
         error = ((clean[:-1] - alpha[1:]).abs() / alpha[1:].clamp(min=1e-3)).amax().item()
-        if len(alpha) > 1 and error < best:
-            mean = _apply(A, C, sigma, p * sigma + q * b)[-1]
-            last = torch.stack((clean[-1], (mean.square() + S[-1].square()).sqrt()))
+        # Where a step adds no noise, what it leaves is the noise of the level it came from.
+        size = (alpha[1:].square() + sigma[1:].square()).sqrt()
+        wrong = torch.where(S[:-1] == 0, (mean[:-1] - sigma[1:]).abs() / size, 0.0)
+        error = max(error, wrong.amax().item())
+        if error < best:
+            last = torch.stack((clean[-1], (mean[-1].square() + S[-1].square()).sqrt()))
             best, found = error, (name, a, b, last)
     if found is None:
         return None

@@ -109,19 +109,48 @@ class Search:
         normal = normal + torch.diag_embed(torch.where(exists, ridge, 1.0))
         return (torch.linalg.solve(normal, right) * kept).sum(1)
 
-    def best(self, calls: int, count: int, tick: Callable[[], None] = lambda: None) -> list[Tensor]:
-        """The `count` best masks [T] of `calls` whole steps by local search, best first.
+    def optima(
+        self, calls: int, starts: int, tick: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
+        """Distinct local optima [whole steps] of `calls` calls, best first.
 
-        Starts from even spacing and from the mask left when the least missed call is dropped again
-        and again; then moves one call by up to three steps as long as that helps.
+        The starts are even spacing, the mask left when the least missed call is dropped again and
+        again, and even spacings shifted at random; a move shifts one call by up to three steps.
         """
-        seen: dict[tuple, float] = {}
-        even = torch.zeros(self.wholes, dtype=torch.bool)
-        even[torch.linspace(0, self.wholes - 1, calls).round().long()] = True
-        for start in (even, self._dropped(calls, tick)):
-            self._climb(start, seen, tick)
-        ranked = sorted(seen, key=seen.get, reverse=True)
-        return [self.rows(torch.tensor(mask)) for mask in ranked[:count]]
+        generator = torch.Generator().manual_seed(0)
+        even = torch.linspace(0, self.wholes - 1, calls)
+        found: dict[tuple, float] = {}
+        for start in range(starts):
+            if start == 1:
+                mask = self._dropped(calls, tick)
+            else:
+                jitter = torch.randn(calls, generator=generator) * (start > 0)
+                places = (even + jitter * self.wholes / calls / 3).round().long()
+                mask = torch.zeros(self.wholes, dtype=torch.bool)
+                mask[places.clamp(0, self.wholes - 1)] = True
+                mask[0] = True
+                free = (~mask).nonzero()[:, 0]
+                missing = calls - int(mask.sum())
+                mask[free[torch.randperm(len(free), generator=generator)[: max(missing, 0)]]] = True
+                if missing < 0:
+                    continue
+            best, value = self._climb(mask, tick)
+            found[tuple(best.tolist())] = value
+        return [torch.tensor(mask) for mask in sorted(found, key=found.get, reverse=True)]
+
+    def moves(self, mask: Tensor) -> Tensor:
+        """[M, whole steps]: the masks with one call of `mask` moved, the most promising first."""
+        moved = []
+        for i in mask.nonzero()[1:, 0].tolist():
+            for j in (i + by for by in MOVES):
+                if 0 < j < self.wholes and not mask[j]:
+                    other = mask.clone()
+                    other[i], other[j] = False, True
+                    moved.append(other)
+        if not moved:
+            return mask.new_zeros(0, len(mask))
+        masks = torch.stack(moved)
+        return masks[self.decibels(masks).argsort(descending=True)]
 
     def _dropped(self, calls: int, tick: Callable[[], None]) -> Tensor:
         mask = torch.ones(self.wholes, dtype=torch.bool)
@@ -133,25 +162,17 @@ class Search:
             tick()
         return mask
 
-    def _climb(self, mask: Tensor, seen: dict[tuple, float], tick: Callable[[], None]) -> None:
+    def _climb(self, mask: Tensor, tick: Callable[[], None]) -> tuple[Tensor, float]:
         best = self.decibels(mask[None]).item()
-        seen[tuple(mask.tolist())] = best
         while True:
-            moved = []
-            for i in mask.nonzero()[1:, 0].tolist():
-                for j in (i + by for by in MOVES):
-                    if 0 < j < self.wholes and not mask[j]:
-                        other = mask.clone()
-                        other[i], other[j] = False, True
-                        moved.append(other)
-            if not moved:
-                return
-            found = self.decibels(torch.stack(moved))
-            seen.update(zip((tuple(m.tolist()) for m in moved), found.tolist(), strict=True))
             tick()
-            if not found.max() > best + 1e-3:
-                return
-            best, mask = found.max().item(), moved[int(found.argmax())]
+            moved = self.moves(mask)
+            if not len(moved):
+                return mask, best
+            value = self.decibels(moved[:1]).item()
+            if not value > best + 1e-3:
+                return mask, best
+            best, mask = value, moved[0]
 
 
 def _gram(outputs: Tensor) -> Tensor:  # [T, N] -> [T, T] float64

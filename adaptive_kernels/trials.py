@@ -1,0 +1,198 @@
+"""What a calibration tries: thresholds of a criterion, or plans by their number of calls."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .config import AdaptiveConfig
+from .fills import coordinates
+from .metrics import psnr
+from .presets import plan_from_json, plan_to_json
+from .recording import Fit, Recording, Samples, fit, record
+from .sampler import AdaptiveSampler
+from .search import Search, response
+from .store import Store
+
+# Where the threshold of each criterion is looked for.
+KNOBS = {"defect": (1e-6, 1.0), "third_order": (1e-4, 30.0), "released": (1e-5, 3.0)}
+STARTS = 8
+MOST_DB = 100.0  # of a sample that equals its full run, so that means stay finite
+
+
+class Bench:
+    """The samples, their full runs and what a config makes of them."""
+
+    def __init__(
+        self,
+        sampler: AdaptiveSampler,
+        tuned: Samples,
+        held: Samples,
+        decode: Callable[[Tensor], Tensor],
+        data_range: float,
+        store: Store,
+        bar: tqdm,
+    ) -> None:
+        self.sampler, self.tuned, self.held, self.store, self.bar = sampler, tuned, held, store, bar
+        self.decode, self.data_range = decode, data_range
+        self.table = sampler.table
+        self.full = {id(s): self._record(name, s) for name, s in (("tuned", tuned), ("held", held))}
+
+    def _record(self, name: str, samples: Samples) -> Recording:
+        stored = self.store.get_tensors(name, samples.noise.device)
+        if stored is None:
+            self.bar.set_description(f"full runs, {name} samples")
+            made = record(self.sampler, samples, self.tick)
+            if not bool(made.latents.isfinite().all()):
+                raise ValueError("model must return finite outputs; the full run gave NaN or Inf")
+            stored = {"latents": made.latents, "outputs": made.outputs}
+            self.store.put_tensors(name, stored)
+        return Recording(stored["latents"], stored["outputs"])
+
+    def tick(self) -> None:
+        self.bar.update(1)
+
+    def quality(self, latents: Tensor, samples: Samples) -> Tensor:  # [B, N] -> [B] dB
+        shape = samples.noise.shape
+        ours, full = (
+            self.decode(x.view(shape)) for x in (latents, self.full[id(samples)].latents[-1])
+        )
+        return psnr(ours, full, self.data_range).clamp(max=MOST_DB)
+
+    def figures(self, latents: Tensor, nfe: Tensor, samples: Samples) -> dict:
+        db = self.quality(latents, samples).sort().values
+        return {
+            "nfe": nfe.double().mean().item(),
+            "psnr_db": db.mean().item(),
+            "psnr_db_worst_tenth": db[: math.ceil(len(db) / 10)].mean().item(),
+        }
+
+    def measure(self, config: AdaptiveConfig, samples: Samples) -> dict:
+        own = AdaptiveSampler(
+            self.table,
+            config=config,
+            guidance_scale=self.sampler.guidance_scale,
+            dtype=self.sampler.dtype,
+        )
+        guided = self.sampler.guidance_scale is not None
+        result = own(
+            samples.model,
+            samples.noise,
+            samples.conditioning,
+            samples.unconditional if guided else None,
+            latents=samples.latents,
+            seed=samples.seed,
+            gather=not guided or samples.unconditional is not None,
+            callback=lambda _: self.tick(),
+            progress=False,
+        )
+        return self.figures(result.latents.flatten(1), result.nfe, samples)
+
+
+class Thresholds:
+    """The knob of an adaptive criterion."""
+
+    def __init__(self, bench: Bench, base: AdaptiveConfig) -> None:
+        self.bench, self.base, self.points = bench, base, {}
+        self.least, self.most = (math.log(v) for v in KNOBS[base.criterion])
+        self.whole = False
+
+    def config(self, setting: float) -> AdaptiveConfig:
+        return replace(self.base, threshold=math.exp(-setting))
+
+    def point(self, setting: float) -> dict:
+        """Figures on the tuned samples; a larger setting makes more calls."""
+        if setting not in self.points:
+            config = self.config(setting)
+            name = f"{config} {setting:.6f}"
+            if (found := self.bench.store.get(name)) is None:
+                self.bench.bar.set_description(f"threshold {config.threshold:.3g}")
+                found = self.bench.measure(config, self.bench.tuned)
+                found["threshold"] = config.threshold
+                self.bench.store.put(name, found)
+            self.points[setting] = found
+        return self.points[setting]
+
+    def range(self) -> tuple[float, float]:
+        return -self.most, -self.least
+
+
+class Plans:
+    """Plans by their number of whole steps that call the network."""
+
+    def __init__(self, bench: Bench, trials: int) -> None:
+        self.bench, self.trials, self.points, self.plans = bench, trials, {}, {}
+        table, full = bench.table, bench.full[id(bench.tuned)]
+        self.wholes = -(-table.num_steps // table.stages)
+        if self.wholes < 3:
+            raise ValueError(f"num_inference_steps must be at least 3 for a plan, got {table}")
+        self.whole = True
+        gamma = bench.store.get("gamma")
+        if gamma is None:
+            bench.bar.set_description("the network's response")
+            gamma = response(table, full, [self._fit(m) for m in _spread(self.wholes)]).tolist()
+            bench.store.put("gamma", gamma)
+        self.search = Search(
+            table, coordinates(table), full, torch.tensor(gamma, dtype=torch.float64)
+        )
+
+    def _fit(self, mask: Tensor) -> Fit:
+        stages, steps = self.bench.table.stages, self.bench.table.num_steps
+        rows = mask.repeat_interleave(stages)[:steps]
+        full = self.bench.full[id(self.bench.tuned)]
+        return fit(self.bench.sampler, self.bench.tuned, full, rows, self.bench.tick)
+
+    def _try(self, mask: Tensor) -> dict:
+        """Figures and plan of a mask, fitted on the tuned samples."""
+        name = "plan " + "".join(str(int(v)) for v in mask)
+        if (found := self.bench.store.get(name)) is None:
+            made = self._fit(mask)
+            nfe = torch.tensor([made.plan.calls])
+            found = self.bench.figures(made.latents, nfe, self.bench.tuned)
+            found["plan"] = plan_to_json(made.plan)
+            self.bench.store.put(name, found)
+        return found
+
+    def point(self, setting: int) -> dict:
+        """The best plan of `setting` whole steps: local optima of the search, then real moves."""
+        if setting in self.points:
+            return self.points[setting]
+        self.bench.bar.set_description(f"plans of {setting} calls")
+        optima = self.search.optima(setting, STARTS)
+        tried = {tuple(mask.tolist()): self._try(mask) for mask in optima}
+        best = max(tried, key=lambda mask: tried[mask]["psnr_db"])
+        left, moved = self.trials, True
+        while moved and left > 0:
+            moved = False
+            for mask in self.search.moves(torch.tensor(best)):
+                if tuple(mask.tolist()) in tried:
+                    continue
+                if left == 0:
+                    break
+                left -= 1
+                tried[tuple(mask.tolist())] = found = self._try(mask)
+                if found["psnr_db"] > tried[best]["psnr_db"] + 0.02:
+                    best, moved = tuple(mask.tolist()), True
+                    break
+        self.points[setting] = {k: v for k, v in tried[best].items() if k != "plan"}
+        self.points[setting]["calls"] = setting
+        self.plans[setting] = tried[best]["plan"]
+        return self.points[setting]
+
+    def config(self, setting: int) -> AdaptiveConfig:
+        return AdaptiveConfig(criterion="plan", plan=plan_from_json(self.plans[setting]))
+
+    def range(self) -> tuple[int, int]:
+        return 2, self.wholes
+
+
+def _spread(wholes: int) -> list[Tensor]:
+    """Four masks of every fourth step that together call all but the second."""
+    masks = torch.zeros(4, wholes, dtype=torch.bool)
+    masks[:, 0] = True
+    for offset in range(4):
+        masks[offset, 2 + offset :: 4] = True
+    return list(masks)
