@@ -1,4 +1,5 @@
 # make demo: install and run the main job. make test: install, lint, test. make bench: CPU benchmarks.
+# make fidelity: every method against the full run; stopped and started again, it goes on.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,9 +10,9 @@ CSRC := $(wildcard csrc/*)
 
 # Spinning OpenMP threads make a shared machine up to eight times slower (measured on the demo); a
 # benchmark keeps the default.
-demo test old-torch: export OMP_WAIT_POLICY := PASSIVE
+demo test old-torch fidelity: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint old-torch bench clean
+.PHONY: demo test lint old-torch bench fidelity clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m adaptive_kernels demo --out demo
@@ -35,6 +36,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks/bench_step.py --benchmark-only \
 		--benchmark-json=bench/step.json
 	$(BIN)/python benchmarks/compare.py bench/step.json benchmarks/results/step-cpu.json
+
+fidelity: $(VENV)/installed
+	$(BIN)/python -m benchmarks.fidelity --out bench/fidelity
 
 $(VENV)/installed: pyproject.toml setup.py $(CSRC)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed')"

@@ -1,0 +1,81 @@
+"""The methods of this package: AdaptiveSampler under each of its rules, and the plain baselines."""
+
+from __future__ import annotations
+
+import math
+
+from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
+
+from .method import Method, Outcome, Run
+from .problem import Batch, Problem
+
+# A stochastic solver's noise streams: sample b of seed s draws stream s * STREAMS + b.
+STREAMS = 2**20
+
+
+def sampled(config: AdaptiveConfig, steps: int | None = None) -> Run:
+    """A run of AdaptiveSampler under `config`; `steps` None takes the problem's own."""
+
+    def run(problem: Problem, batch: Batch) -> Outcome:
+        sampler = AdaptiveSampler(
+            problem.table(steps), config=config, guidance_scale=problem.guidance_scale
+        )
+        result = sampler(
+            problem.model,
+            batch.noise,
+            batch.conditioning,
+            batch.unconditional,
+            seed=batch.seed * STREAMS,
+            progress=False,
+        )
+        return Outcome(result.latents, result.nfe.double(), result.refreshed, result.score)
+
+    return run
+
+
+def tuned(name: str, least: float, most: float, **config) -> Method:
+    """A criterion whose threshold, from `least` to `most`, is tuned to a budget."""
+    return Method(
+        name, lambda threshold: sampled(AdaptiveConfig(threshold, **config)), knob=(least, most)
+    )
+
+
+def pattern(name: str, **config) -> Method:
+    """every(k); `k` next to steps / budget on either side."""
+    return Method(name, lambda k: sampled(_every(k, **config)), settings=periods)
+
+
+def periods(problem: Problem, budget: float) -> list[int]:
+    """The one or two k > 1 next to steps / budget."""
+    ratio = problem.steps / budget
+    # steps / (share * steps) may miss a whole number by a rounding.
+    around = {math.floor(ratio + 1e-9), math.ceil(ratio - 1e-9)}
+    return sorted(k for k in around if k > 1)
+
+
+def _every(k: float, **config) -> AdaptiveConfig:
+    return AdaptiveConfig(criterion=f"every({int(k)})", **config)
+
+
+def _steps(problem: Problem, budget: float) -> list[int]:
+    steps = max(1, round(budget))
+    return [steps] if steps < problem.steps else []
+
+
+NEVER = AdaptiveConfig(criterion="never")
+# The reference of every figure; its setting is the number of steps.
+FULL = Method("full", lambda steps: sampled(NEVER), settings=lambda p, budget: [p.steps])
+
+METHODS = [
+    FULL,
+    Method("fewer_steps", lambda steps: sampled(NEVER, int(steps)), settings=_steps),
+    pattern("every"),
+    pattern("every+linear", fill="linear"),
+    pattern("every+linear, repair", fill="linear", repair=True),
+    tuned("third_order", 1e-3, 10, criterion="third_order"),
+    tuned("third_order+linear", 1e-3, 10, criterion="third_order", fill="linear"),
+    tuned("released", 1e-4, 1, criterion="released"),
+    tuned("released+linear", 1e-4, 1, criterion="released", fill="linear"),
+    tuned("defect", 1e-5, 0.3, criterion="defect"),
+    tuned("defect, no repair", 1e-5, 0.3, criterion="defect", repair=False),
+]
