@@ -58,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--samples-per-class", type=_integer(1), default=4, metavar="N", help="of ten classes")
     option("--seed", type=_integer(0), default=0, metavar="N", help="of the noise")
     option("--guidance", type=_positive, default=2.0, metavar="G", help="guidance scale")
-    option("--threshold", type=_positive, metavar="X", help="of the paper's rule; None: 0.1")
+    option("--threshold", type=_positive, metavar="X", help="of the recommended rule; None: 0.0016")
     option(
         "--max-skip",
         type=_integer(1),
         metavar="K",
-        help="most skipped steps in a row, of both rules; None: 4",
+        help="most skipped steps in a row, of the adaptive rules; None: 4",
     )
     option("--no-progress", action="store_true", help="draw no progress bar")
     option("--json", action="store_true", help=json_help)

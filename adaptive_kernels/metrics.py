@@ -88,7 +88,7 @@ def ssim(
     return (luminance * structure).flatten(1).mean(1)
 
 
-def verdict(report: Mapping, method: str = "third_order") -> str:
+def verdict(report: Mapping, method: str = "defect") -> str:
     """One sentence, computed from a report, on who is closest to the full run at equal NFE.
 
     Whoever's mean NFE is within 5 % or half a call of the method's takes part; two fixed patterns

@@ -14,7 +14,7 @@ E <= 1 accepts the step with the higher order; then h <- min(0.9 h E^(-1/order),
 Orders 1 and 2 (r1 = 1/2) call the network twice an attempt, orders 2 and 3 three times, accepted
 or not.
 
-Source: Lu et al., DPM-Solver, arXiv 2206.00927, appendix C, with its released constants.
+Source: Lu et al., DPM-Solver, arXiv 2206.00927, with the constants of its released code.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
+from adaptive_kernels.config import DEFAULT_THRESHOLDS
 
 from .method import Method, Outcome, Run
 from .problem import Batch, Problem
@@ -77,5 +78,11 @@ METHODS = [
     tuned("released", 1e-4, 1, criterion="released"),
     tuned("released+linear", 1e-4, 1, criterion="released", fill="linear"),
     tuned("defect", 1e-5, 0.3, criterion="defect"),
+    # One tolerance for every solver and number of steps.
+    Method(
+        "defect, default",
+        lambda tol: sampled(AdaptiveConfig(tol, criterion="defect")),
+        settings=lambda p, budget: [DEFAULT_THRESHOLDS["defect"]],
+    ),
     tuned("defect, no repair", 1e-5, 0.3, criterion="defect", repair=False),
 ]

@@ -30,7 +30,7 @@ class Zeus(loop.Rule):
         24 <= k < 45  and  k mod 2r != 0:      x0 = the parabola through the last three x0 kept,
                                                those of the steps 1 mod 2r
 
-    and no run is longer than 2r. Filled outputs count as m_k like computed ones.
+    Filled outputs count as m_k like computed ones. No run is longer than 2r, which is their limit.
 
     Source: ZEUS, arXiv 2604.01552, with the settings of its released evaluation (24 calls of 50).
     """
@@ -41,12 +41,10 @@ class Zeus(loop.Rule):
     @staticmethod
     def pattern(steps: int, period: int) -> list[bool]:
         first, middle, last = loop.scaled(steps, 10, 24, 45)
-        calls, skipped = [True], 0
+        calls = [True]
         for k in range(steps - 1):
             skip = first <= k < middle and k % period != period - 1
             skip |= middle <= k < last and k % (2 * period) != 0
-            skip &= skipped < 2 * period
-            skipped = skipped + 1 if skip else 0
             calls.append(not skip)
         return calls
 
