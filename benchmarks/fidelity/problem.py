@@ -53,7 +53,7 @@ class Problem:
     group_names: tuple[str, ...]
     decode: Callable[[Tensor], Tensor]  # latents [B, ...] -> images [B, C, H, W] in [-1, 1]
 
-    _tables: dict[int, SolverTable] = field(default_factory=dict, repr=False)
+    _tables: dict[int, SolverTable] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, steps: int | None = None) -> SolverTable:
         """The solver over `steps` steps, made once; None: the problem's own number."""
