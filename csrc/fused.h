@@ -8,12 +8,10 @@
 #include <cstring>
 
 #include "convert.h"
-#include "decide.h"
-#include "step_args.h"
+#include "sample.h"
 
 namespace ak {
 
-constexpr int64_t kLanes = 16;
 constexpr int64_t kBlock = 256;  // elements converted at a time; three such rows fit the L1 cache
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));

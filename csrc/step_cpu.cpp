@@ -17,43 +17,6 @@
 namespace ak {
 namespace {
 
-Sample locate(const Args& a, int64_t b) {
-  Sample s = {};
-  s.b = b;
-  s.step = a.index[b];
-  s.row = row_at(a.rows, a.width, s.step);
-  const auto ring = [&](int64_t step) { return a.latents + (slot(step, a.R) * a.B + b) * a.N; };
-  const int64_t next = s.step + 1, stages = a.rule.stages;
-  s.x = ring(s.step);
-  s.x_next = ring(next);
-  s.boundary = next % stages == 0;
-  s.first = s.boundary && needs_first(a.rule.criterion);
-  s.third = s.boundary && needs_third(a.rule.criterion) && next >= 3 * stages;
-  if (s.first) s.x_back = ring(next - stages);
-  if (s.third) {
-    s.x_1 = ring(next - 2 * stages);
-    s.x_2 = ring(next - 3 * stages);
-  }
-  const int64_t depth = a.K - 1;
-  // Before enough steps were taken the coefficients are zero, but 0 x (whatever is there) may be
-  // NaN.
-  s.lags = std::min(a.K, s.step + 1);
-  for (int64_t k = 1; k < s.lags; ++k)
-    s.history[k - 1] = a.history + (slot(s.step - k, depth) * a.B + b) * a.N;
-  if (depth > 0) s.history_next = a.history + (slot(s.step, depth) * a.B + b) * a.N;
-  s.fresh = a.run[b] == 0;
-  if (a.outputs) {
-    const auto kept = [&](int64_t r) { return a.outputs + (r % kOutputs * a.B + b) * a.N; };
-    s.weights = weights_at(a, b, s.step);
-    s.kept = std::min<int64_t>(a.nfe[b], kOutputs);
-    for (int64_t k = 0; k < s.kept; ++k) s.outputs[k] = kept(a.nfe[b] - 1 - k);
-    s.output = kept(a.nfe[b]);
-  }
-  s.seed = static_cast<uint64_t>(a.seed[b]);
-  if (a.noise) s.noise = a.noise + (s.step * a.B + b) * a.N;
-  return s;
-}
-
 // Writes a sample's decision and moves it to its next step.
 void conclude(const Args& a, const Sample& s, const Decision& decision) {
   const int64_t b = s.b, next = s.step + 1;

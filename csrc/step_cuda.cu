@@ -9,7 +9,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "convert.h"
-#include "decide.h"
+#include "fill.h"
 #include "noise.h"
 #include "step_ops.h"
 

@@ -1,68 +1,16 @@
 // One chunk of one sample's step on the CPU: the part that is vector code.
 //
-// A chunk runs in tiles that stay in the L1 cache, one short loop per line of step.h. A sum is kept
-// in kLanes float lanes within a tile and in double beyond it, in an order that no vector width and
-// no thread count changes.
+// A chunk runs in tiles that stay in the L1 cache, one short loop per line of step.h.
 #pragma once
 
 #include <algorithm>
 
 #include "convert.h"
-#include "decide.h"
 #include "fused.h"
 #include "noise.h"
-#include "step_args.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AK_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define AK_CLONES
-#endif
+#include "tile_fill.h"
 
 namespace ak {
-
-constexpr int64_t kTile = 1024;
-constexpr int64_t kChunk = 16 * kTile;
-
-// Where one sample of this step reads and writes.
-struct Sample {
-  int64_t b, step;
-  Row row;
-  const float* x;                   // latents at `step`
-  const float *x_back, *x_1, *x_2;  // one, two and three whole steps before the new latents
-  float* x_next;
-  int64_t lags;                       // terms of the history that exist, h_i included
-  const float* history[kMaxHistory];  // h_{i-1}, h_{i-2}, ...
-  float* history_next;
-  bool boundary, third, first;     // what the criterion needs of this step
-  bool fresh;                      // on a new model output
-  Weights weights;                 // from here on: with a fill other than reuse
-  int64_t kept;                    // outputs that exist
-  const float* outputs[kOutputs];  // E_0, E_1, E_2
-  float* output;                   // where a refresh leaves its own; may be E_2
-  uint64_t seed;
-  const float* noise;
-};
-
-struct Partial {
-  double third = 0, first = 0, defect = 0;
-};
-
-AK_HD double lanes_sum(const float* lanes) {
-  double sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];
-  return sum;
-}
-
-template <typename Term>
-AK_HD double tile_sum(int64_t n, Term term) {
-  float lanes[kLanes] = {};
-  const int64_t whole = n / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
-  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += term(i);
-  return lanes_sum(lanes);
-}
 
 template <typename T>
 AK_HD void load_guided(const Args& a, int64_t b, int64_t begin, int64_t n, float* m) {
@@ -132,43 +80,6 @@ AK_HD void load_output(const Args& a, const Sample& s, int64_t begin, int64_t n,
     default:
       return load_guided<BFloat16>(a, s.b, begin, n, m);
   }
-}
-
-// f_0 E_0 + f_1 E_1 + f_2 E_2.
-AK_HD void load_fill(const Sample& s, int64_t begin, int64_t n, float* fill) {
-  for (int64_t i = 0; i < n; ++i) fill[i] = 0.0f;
-  for (int64_t k = 0; k < s.kept; ++k) {
-    const float f = s.weights.f[k];
-    const float* old = s.outputs[k] + begin;
-    if (f == 0.0f) continue;
-    for (int64_t i = 0; i < n; ++i) fill[i] += f * old[i];
-  }
-}
-
-// The fill's part of a refresh: the defect, the repair, and what is kept of the model output.
-AK_HD void keep_output(const Args& a, const Sample& s, int64_t begin, int64_t n, const float* m,
-                       float* h, Partial* sums) {
-  float e[kTile], fill[kTile];
-  const Row& row = s.row;
-  const float* x = s.x + begin;
-  for (int64_t i = 0; i < n; ++i) e[i] = kept_output(row, x[i], m[i]);
-  if (s.boundary && needs_defect(a.rule.criterion)) {
-    load_fill(s, begin, n, fill);
-    sums->defect += tile_sum(n, [&](int64_t i) {
-      const float d = e[i] - fill[i];
-      return d * d;
-    });
-  }
-  const float* r = s.weights.r;
-  if (r[0] != 0.0f || r[1] != 0.0f || r[2] != 0.0f) {
-    for (int64_t i = 0; i < n; ++i) fill[i] = r[0] * e[i];
-    for (int64_t k = 1; k < kOutputs && k <= s.kept; ++k) {
-      const float* old = s.outputs[k - 1] + begin;
-      for (int64_t i = 0; i < n; ++i) fill[i] += r[k] * old[i];
-    }
-    for (int64_t i = 0; i < n; ++i) h[i] += row.qs * fill[i];
-  }
-  std::copy(e, e + n, s.output + begin);
 }
 
 AK_HD void general_tile(const Args& a, const Sample& s, int64_t begin, int64_t n, Partial* sums) {
