@@ -87,7 +87,8 @@ inline Sample locate(const Args& a, int64_t b) {
     const auto kept = [&](int64_t r) { return a.outputs + (r % kOutputs * a.B + b) * a.N; };
     s.weights = weights_at(a, b, s.step);
     s.kept = std::min<int64_t>(a.nfe[b], kOutputs);
-    for (int64_t k = 0; k < s.kept; ++k) s.outputs[k] = kept(a.nfe[b] - 1 - k);
+    for (int64_t k = 0; k < kOutputs; ++k)
+      s.outputs[k] = kept(std::max<int64_t>(a.nfe[b] - 1 - k, 0));  // read only where it exists
     s.output = kept(a.nfe[b]);
   }
   s.seed = static_cast<uint64_t>(a.seed[b]);

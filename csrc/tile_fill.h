@@ -7,15 +7,18 @@
 
 namespace ak {
 
-// f_0 E_0 + f_1 E_1 + f_2 E_2.
+// f_0 E_0 + f_1 E_1 + f_2 E_2; a weight of 0 leaves its output out, whatever is there.
 AK_HD void load_fill(const Sample& s, int64_t begin, int64_t n, float* fill) {
-  for (int64_t i = 0; i < n; ++i) fill[i] = 0.0f;
-  for (int64_t k = 0; k < s.kept; ++k) {
-    const float f = s.weights.f[k];
-    const float* old = s.outputs[k] + begin;
-    if (f == 0.0f) continue;
-    for (int64_t i = 0; i < n; ++i) fill[i] += f * old[i];
+  const float f0 = s.weights.f[0], f1 = s.weights.f[1], f2 = s.weights.f[2];
+  const float *e0 = s.outputs[0] + begin, *e1 = s.outputs[1] + begin;
+  if (s.kept >= 2 && f1 != 0.0f) {
+    for (int64_t i = 0; i < n; ++i) fill[i] = f0 * e0[i] + f1 * e1[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) fill[i] = s.kept >= 1 ? f0 * e0[i] : 0.0f;
   }
+  if (s.kept < 3 || f2 == 0.0f) return;
+  const float* e2 = s.outputs[2] + begin;
+  for (int64_t i = 0; i < n; ++i) fill[i] += f2 * e2[i];
 }
 
 // The fill's part of a refresh: the defect, the repair, and what is kept of the model output.
@@ -32,14 +35,15 @@ AK_HD void keep_output(const Args& a, const Sample& s, int64_t begin, int64_t n,
       return d * d;
     });
   }
-  const float* r = s.weights.r;
-  if (r[0] != 0.0f || r[1] != 0.0f || r[2] != 0.0f) {
-    for (int64_t i = 0; i < n; ++i) fill[i] = r[0] * e[i];
-    for (int64_t k = 1; k < kOutputs && k <= s.kept; ++k) {
-      const float* old = s.outputs[k - 1] + begin;
-      for (int64_t i = 0; i < n; ++i) fill[i] += r[k] * old[i];
+  const float r0 = s.weights.r[0], r1 = s.weights.r[1], r2 = s.weights.r[2], qs = row.qs;
+  if (s.kept >= 2 && (r0 != 0.0f || r1 != 0.0f || r2 != 0.0f)) {
+    const float *e0 = s.outputs[0] + begin, *e1 = s.outputs[1] + begin;
+    for (int64_t i = 0; i < n; ++i) h[i] += qs * (r0 * e[i] + r1 * e0[i] + r2 * e1[i]);
+  } else if (r0 != 0.0f || r1 != 0.0f) {
+    for (int64_t i = 0; i < n; ++i) {
+      const float old = s.kept >= 1 ? r1 * s.outputs[0][begin + i] : 0.0f;
+      h[i] += qs * (r0 * e[i] + old);
     }
-    for (int64_t i = 0; i < n; ++i) h[i] += row.qs * fill[i];
   }
   std::copy(e, e + n, s.output + begin);
 }
