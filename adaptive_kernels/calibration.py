@@ -4,6 +4,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import AdaptiveConfig
-from .fills import coordinates
 from .presets import save_config
-from .recording import Samples
+from .recording import Samples, begin
 from .sampler import AdaptiveSampler
-from .store import Store, fingerprint, write_json
+from .schedule import SolverTable
+from .store import Store, fingerprint, replacing, write_json
 from .tradeoff import tradeoff_picture
-from .trials import KNOBS, Bench, Plans, Thresholds
+from .trials import KNOBS, MOST_DB, Bench, Plans, Thresholds
 
 __all__ = ["calibrate"]
 
 HELD_OUT = 4  # every fourth sample
 EVALUATIONS = 12
+# Calls per stage by which a criterion may miss its target; twice that where its calls jump, as
+# those of a batch that decides as one do.
+NEAR = 0.5
 
 
 def calibrate(
@@ -44,6 +48,7 @@ def calibrate(
     decode: Callable[[Tensor], Tensor] | None = None,
     data_range: float = 2.0,
     trials: int = 24,
+    curve: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     out: str | os.PathLike | None = None,
     progress: bool = True,
@@ -70,6 +75,8 @@ def calibrate(
         decode: latents [B, ...] -> what is compared; None compares latents.
         data_range: of the PSNR, in units of what is compared; 2 for images in [-1, 1].
         trials: masks tried on the network, beyond the first few, per number of calls.
+        curve: further numbers of calls to find plans for, for the picture; None: one on either
+            side of `calls`.
         out: folder for config.json, report.json and curve.png (with matplotlib) and for what has
             been done so far: an interrupted calibration goes on there. None keeps nothing.
         progress: whether to show a tqdm bar of network calls.
@@ -79,10 +86,12 @@ def calibrate(
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came; ValueError too
-            where no setting of the criterion meets the target.
+            where no setting meets the target, or out holds another calibration, which stays.
         OSError: out cannot be written.
     """
-    base = _check(calls, quality_db, criterion, config, guidance_scale, trials, noise)
+    base = _check(calls, quality_db, criterion, config, trials, curve, noise)
+    _check_call(guidance_scale, unconditional, decode, data_range)
+    calls, quality_db = (None if v is None else float(v) for v in (calls, quality_db))
     sampler = AdaptiveSampler(
         scheduler,
         num_inference_steps,
@@ -91,86 +100,98 @@ def calibrate(
         dtype,
         **table_arguments,
     )
-    coordinates(sampler.table)
-    seeds = sampler.begin(model, noise, latents, seed).seed
-    everyone = Samples(model, noise, conditioning, unconditional, seeds, latents)
+    table, guidance = sampler.table, sampler.guidance_scale
+    _check_table(table, calls, curve)
+    everyone = Samples(model, noise, conditioning, unconditional, seed, latents)
+    # Every argument is checked here, before anything is sampled or written.
+    state, _ = begin(sampler, sampler.config, everyone)
+    everyone = replace(everyone, seed=state.seed)
+    given = (noise, conditioning, unconditional, latents, state.seed, guidance)
+    key = fingerprint(asdict(table), *given, state.model_input.dtype)
+    store = Store(None if out is None else Path(out), key)
     held = torch.arange(len(noise), device=noise.device) % HELD_OUT == HELD_OUT - 1
-    key = fingerprint(
-        sampler.table.rows(), noise, conditioning, unconditional, latents, seeds, guidance_scale
-    )
-    bench = Bench(
-        sampler,
-        everyone.pick((~held).nonzero()[:, 0]),
-        everyone.pick(held.nonzero()[:, 0]),
-        lambda x: x if decode is None else decode(x),
-        data_range,
-        Store(None if out is None else Path(out), key),
-        tqdm(unit="call", disable=not progress),
-    )
-    with bench.bar, torch.no_grad():
-        make = Plans(bench, trials) if criterion == "plan" else Thresholds(bench, base)
-        chosen = _meet(make, calls, quality_db)
-        curve = [make.points[setting] for setting in sorted(make.points)]
+    with tqdm(unit="call", disable=not progress) as bar, torch.no_grad():
+        tuned, rest = (everyone.pick(rows.nonzero()[:, 0]) for rows in (~held, held))
+        bench = Bench(sampler, tuned, rest, decode or (lambda x: x), data_range, store, bar)
+        make = Plans(bench, int(trials)) if criterion == "plan" else Thresholds(bench, base)
+        chosen = _meet(make, calls, quality_db, curve)
         found = make.config(chosen)
         point = {**make.points[chosen], "held_out": bench.measure(found, bench.held)}
+        bar.set_description(
+            "held out: {nfe:.1f} calls, {psnr_db:.1f} dB".format(**point["held_out"])
+        )
+    if out is not None:
         report = {
-            "solver": sampler.table.name,
-            "num_steps": sampler.table.num_steps,
-            "guidance_scale": guidance_scale,
+            "solver": table.name,
+            "num_steps": table.num_steps,
+            "guidance_scale": None if guidance_scale is None else float(guidance_scale),
             "samples": {"tuned": int((~held).sum()), "held_out": int(held.sum())},
             "target": {"calls": calls, "quality_db": quality_db},
             "criterion": criterion,
             "chosen": point,
-            "curve": curve,
+            "curve": [make.points[setting] for setting in sorted(make.points)],
         }
-        bench.bar.set_description(
-            "held out: {nfe:.1f} calls, {psnr_db:.1f} dB".format(**point["held_out"])
-        )
-    if out is not None:
-        save_config(found, Path(out) / "config.json")
-        write_json(Path(out) / "report.json", report)
-        tradeoff_picture(Path(out) / "curve.png", report)
+        save_config(found, store.folder / "config.json")
+        write_json(store.folder / "report.json", report)
+        with replacing(store.folder / "curve.png") as hidden:
+            tradeoff_picture(hidden, report)
     return found
 
 
-def _meet(make, calls: float | None, quality_db: float | None):
+def _meet(
+    make: Plans | Thresholds,
+    calls: float | None,
+    quality_db: float | None,
+    curve: Sequence[int] | None,
+) -> float:
     """The setting that meets the target, bisected: more calls and more quality to the right."""
     low, high = make.range()
+    stages, points = make.bench.table.stages, make.points
+    for other in curve or ():
+        make.point(make.setting(other))
     if make.whole and calls is not None:
-        setting = round(calls / make.bench.table.stages)
-        # Neighbours for the curve.
-        for other in sorted({max(low, round(setting * 0.75)), round(setting * 1.3)} - {setting}):
-            if low <= other <= high:
-                make.point(other)
+        setting = make.setting(calls)
+        for other in (0.75 * setting, 1.3 * setting) if curve is None else ():
+            make.point(min(max(low, round(other)), high))
         make.point(setting)
         return setting
-    name, target = ("nfe", calls) if calls is not None else ("psnr_db", quality_db)
-    ends = {end: make.point(end)[name] for end in ((high,) if make.whole else (low, high))}
-    if max(ends.values()) < target - (0.5 if calls is not None else 0.0):
+    name, figure, target = (
+        ("calls", "nfe", calls) if calls else ("quality_db", "psnr_db", quality_db)
+    )
+    ends = [make.point(end)[figure] for end in ((high,) if make.whole else (low, high))]
+    near = NEAR * stages if calls else 0.0
+    if max(ends) < target - near:
         raise ValueError(
-            f"{'calls' if calls is not None else 'quality_db'} must be within reach of the "
-            f"criterion, at most {max(ends.values()):.1f} here, got {target}"
+            f"{name} must be within reach of the criterion, at most {max(ends):.1f} here, "
+            f"got {target:g}"
         )
-    if calls is not None and min(ends.values()) > target + 0.5:
+    if calls and min(ends) > target + near:
         raise ValueError(
-            f"calls must be within reach of the criterion, at least {min(ends.values()):.1f} with "
-            f"this max_skip and warmup, got {target}"
+            f"calls must be within reach of the criterion, at least {min(ends):.1f} with this "
+            f"max_skip and warmup, got {target:g}"
         )
     for _ in range(EVALUATIONS):
         middle = (low + high) // 2 if make.whole else (low + high) / 2
-        if make.whole and middle in (low, high) and middle in make.points:
+        if make.whole and middle in (low, high) and middle in points:
             break
-        value = make.point(middle)[name]
-        if calls is not None and abs(value - target) <= 0.05:
+        value = make.point(middle)[figure]
+        if calls and abs(value - target) <= 0.05:
             break
         low, high = (middle, high) if value < target else (low, middle)
-    if calls is not None:
-        return min(make.points, key=lambda s: abs(make.points[s][name] - target))
-    enough = [s for s in make.points if make.points[s][name] >= target]
-    return min(enough, key=lambda s: make.points[s]["nfe"])
+    if not calls:
+        enough = [s for s in points if points[s]["psnr_db"] >= target]
+        return min(enough, key=lambda s: (points[s]["nfe"], -points[s]["psnr_db"]))
+    nearest = min(points, key=lambda s: abs(points[s]["nfe"] - target))
+    if abs(points[nearest]["nfe"] - target) > 2 * near:
+        below, above = (points[s]["nfe"] for s in (low, high))
+        raise ValueError(
+            f"calls must be within reach of the criterion, which goes from {below:.1f} to "
+            f"{above:.1f} at once here, got {target:g}"
+        )
+    return nearest
 
 
-def _check(calls, quality_db, criterion, config, guidance_scale, trials, noise) -> AdaptiveConfig:
+def _check(calls, quality_db, criterion, config, trials, curve, noise) -> AdaptiveConfig | None:
     if (calls is None) == (quality_db is None):
         raise ValueError(
             f"one of calls and quality_db must be given, got calls={calls}, quality_db={quality_db}"
@@ -180,17 +201,50 @@ def _check(calls, quality_db, criterion, config, guidance_scale, trials, noise) 
         raise TypeError(f"{name} must be a number, got {type(target).__name__}")
     if not (math.isfinite(target) and target >= 1):
         raise ValueError(f"{name} must be at least 1 and finite, got {target}")
-    if criterion not in ("plan", *KNOBS):
+    if quality_db is not None and quality_db > MOST_DB:
+        raise ValueError(f"quality_db must be at most {MOST_DB:g}, got {quality_db}")
+    if not isinstance(criterion, str) or criterion not in ("plan", *KNOBS):
         raise ValueError(f"criterion must be 'plan' or one of {[*KNOBS]}, got {criterion!r}")
+    if config is not None and not isinstance(config, AdaptiveConfig):
+        raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
     if config is not None and criterion == "plan":
         raise ValueError("config goes with an adaptive criterion, got one with criterion 'plan'")
+    if curve is not None and criterion != "plan":
+        raise ValueError(f"curve goes with criterion 'plan', got one with {criterion!r}")
     if config is not None and config.criterion != criterion:
         raise ValueError(f"config must be one of {criterion!r}, got {config.criterion!r}")
-    if isinstance(guidance_scale, Tensor) and guidance_scale.dim() > 0:
-        raise ValueError("guidance_scale must be one number for all samples, got a tensor")
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
+    if isinstance(trials, bool) or not isinstance(trials, numbers.Integral) or trials < 0:
         raise ValueError(f"trials must be an int of at least 0, got {trials!r}")
-    if not isinstance(noise, Tensor) or noise.dim() < 2 or len(noise) < 2 * HELD_OUT:
+    ok = isinstance(noise, Tensor) and noise.dim() >= 2 and noise.numel() > 0
+    if not ok or len(noise) < 2 * HELD_OUT:
         got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be [B, ...] with B >= {2 * HELD_OUT}, got {got}")
     return AdaptiveConfig(criterion=criterion) if config is None and criterion != "plan" else config
+
+
+def _check_call(guidance_scale, unconditional, decode, data_range) -> None:
+    if isinstance(guidance_scale, Tensor) and guidance_scale.dim() > 0:
+        raise ValueError("guidance_scale must be one number for all samples, got a tensor")
+    if guidance_scale is None and unconditional is not None:
+        raise ValueError("unconditional needs a guidance_scale, got guidance_scale=None")
+    if decode is not None and not callable(decode):
+        raise TypeError(f"decode must be callable or None, got {type(decode).__name__}")
+    if isinstance(data_range, bool) or not isinstance(data_range, numbers.Real):
+        raise TypeError(f"data_range must be a number, got {type(data_range).__name__}")
+    if not 0 < data_range < math.inf:
+        raise ValueError(f"data_range must be positive and finite, got {data_range}")
+
+
+def _check_table(table: SolverTable, calls: float | None, curve: Sequence[int] | None) -> None:
+    most = table.num_steps
+    if most <= 2 * table.stages:
+        raise ValueError(f"num_inference_steps must be at least 3, got {table}")
+    if table.levels is None:
+        raise ValueError(
+            f"scheduler must have an add_noise() whose levels fit its own steps, got {table}"
+        )
+    if calls is not None and calls > most:
+        raise ValueError(f"calls must be at most the {most} of {table}, got {calls:g}")
+    whole = isinstance(curve, Sequence) and all(isinstance(v, numbers.Integral) for v in curve)
+    if curve is not None and not (whole and all(1 <= v <= most for v in curve)):
+        raise ValueError(f"curve must be numbers of calls from 1 to {most}, got {curve!r}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._device import set_device
 
 from .config import AdaptiveConfig
 from .schedule import SolverTable
@@ -50,6 +51,7 @@ class Coordinates:
     asinh: Tensor  # [T + 1] float64
 
 
+@set_device("cpu")
 def coordinates(table: SolverTable) -> Coordinates:
     """The coordinates a fill of this table works in.
 
@@ -91,6 +93,7 @@ def stochastic(table: SolverTable) -> bool:
     return bool((table.S != 0).any())
 
 
+@set_device("cpu")
 def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
     """The numbers of `config` for the solver `table`.
 

@@ -67,11 +67,11 @@ def read_levels(
         clean = _apply(A, C, alpha, p * alpha + q * a)
         mean = _apply(A, C, sigma, p * sigma + q * b)
         error = ((clean[:-1] - alpha[1:]).abs() / alpha[1:].clamp(min=1e-3)).amax().item()
-        # Where a step adds no noise, what it leaves is the noise of the level it came from.
+        # A step that adds no noise leaves the noise of its next level. Loosely: DEIS of order 3 is
+        # off by 1e-4 in float32, the second stages of KDPM2, which add_noise() misplaces, by more.
         size = (alpha[1:].square() + sigma[1:].square()).sqrt()
         wrong = torch.where(S[:-1] == 0, (mean[:-1] - sigma[1:]).abs() / size, 0.0)
-        error = max(error, wrong.amax().item())
-        if error < best:
+        if error < best and wrong.amax() < 0.01:
             last = torch.stack((clean[-1], (mean[-1].square() + S[-1].square()).sqrt()))
             best, found = error, (name, a, b, last)
     if found is None:

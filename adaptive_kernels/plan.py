@@ -32,6 +32,8 @@ class Plan:
     weights: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self):
+        if not isinstance(self.solver, str):
+            raise TypeError(f"plan.solver must be a str, got {type(self.solver).__name__}")
         object.__setattr__(self, "timesteps", _numbers("timesteps", self.timesteps))
         refresh = self.refresh
         if not (isinstance(refresh, (list, tuple)) and all(isinstance(v, bool) for v in refresh)):

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import numbers
 import os
 from pathlib import Path
 
 from .config import AdaptiveConfig
 from .plan import Plan
+from .store import write_json
 from .version import __version__
 
 __all__ = ["load_config", "presets", "save_config"]
 
-FOLDER = Path(__file__).parent / "presets"
+FOLDER = Path(__file__).parent / "configs"
 FORMAT = 1
 
 
@@ -30,11 +32,13 @@ def plan_from_json(value: dict) -> Plan:
 
     Raises: KeyError, TypeError, ValueError where it is none.
     """
-    called = set(value["refresh"])
+    steps, called = len(value["timesteps"]), value["refresh"]
+    if not isinstance(called, list) or not all(type(i) is int and 0 <= i < steps for i in called):
+        raise ValueError(f"plan.refresh must be steps from 0 to {steps - 1}, got {called!r}")
     return Plan(
         value["solver"],
         value["timesteps"],
-        [i in called for i in range(len(value["timesteps"]))],
+        [i in called for i in range(steps)],
         value["weights"],
     )
 
@@ -47,15 +51,16 @@ def save_config(config: AdaptiveConfig, path: str | os.PathLike) -> None:
     if not isinstance(config, AdaptiveConfig):
         raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
     full = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    full = {
+        # NumPy's integers are none of JSON's.
+        name: int(v) if isinstance(v, numbers.Integral) and not isinstance(v, bool) else v
+        for name, v in full.items()
+    }
     if config.threshold is not None:
         full["threshold"] = repr(float(config.threshold))  # JSON knows no infinity
     if config.plan is not None:
         full["plan"] = plan_to_json(config.plan)
-    value = {"adaptive_kernels": __version__, "format": FORMAT, "config": full}
-    path = Path(path)
-    hidden = path.with_name(f".{path.name}.unfinished")
-    hidden.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(hidden, path)
+    write_json(Path(path), {"adaptive_kernels": __version__, "format": FORMAT, "config": full})
 
 
 def load_config(path: str | os.PathLike) -> AdaptiveConfig:
@@ -64,26 +69,28 @@ def load_config(path: str | os.PathLike) -> AdaptiveConfig:
     Raises: FileNotFoundError with the presets there are; ValueError for a file that is no config.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.is_file() and file.name == str(path):
         file = FOLDER / f"{path}.json"
-    if os.sep in str(path) or not file.is_file():
-        file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"path must be a JSON file or one of the presets {', '.join(presets()) or '(none)'}, "
             f"got {str(path)!r}"
         )
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
-            raise ValueError(f"format {value['format']} is not {FORMAT}")
+            raise ValueError(f"format {value['format']!r} is not {FORMAT}")
         config = dict(value["config"])
         if config.get("threshold") is not None:
             config["threshold"] = float(config["threshold"])
         if config.get("plan") is not None:
             config["plan"] = plan_from_json(config["plan"])
         return AdaptiveConfig(**config)
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(
+            f"path must be a saved AdaptiveConfig, got {file} without {error}"
+        ) from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"path must be a saved AdaptiveConfig, got {file}: {error}") from error
 
 

@@ -7,7 +7,8 @@ recorded ones:
 
     v_i = argmin || C_i0 qs_i (v . E - e*) ||^2,   e* = the prediction that would land on x_{i+1}
 
-over all elements of all samples, with a small ridge towards the newest output.
+over all elements of all samples, with a small ridge towards the newest output. A solver's noise is
+the same in both runs and no prediction's task.
 """
 
 from collections.abc import Callable
@@ -101,6 +102,19 @@ def record(
     return Recording(torch.stack(latents), torch.stack(outputs))
 
 
+@torch.no_grad()
+def repeated(sampler: AdaptiveSampler, samples: Samples, recording: Recording, i: int) -> Tensor:
+    """[B, N] float32: `recording.outputs[i]`, asked of the network once more."""
+    table, at = sampler.table, coordinates(sampler.table)
+    state, network = begin(sampler, AdaptiveConfig(criterion="never"), samples)
+    x = recording.latents[i]
+    scaled = (x * table.input_scale[i].item()).to(state.model_input.dtype)
+    state.model_input.copy_(scaled.repeat(len(state.model_input) // len(x), 1))
+    state.timestep.fill_(table.timesteps[i].item())
+    output = network(state.model_input, state.timestep, None)
+    return at.u[i].item() * x + at.w[i].item() * _guided(state, output)
+
+
 @dataclass(frozen=True)
 class Fit:
     """A plan fitted to a mask, and where its own samples landed."""
@@ -140,10 +154,12 @@ def fit(
             outputs[i] = kept[0]
             tick()
         if i > 0:
-            own[i] = _weights(table, at, i, state, kept, recording.latents[i + 1], own[i])
-        values = torch.tensor(own[i]) - torch.tensor([1.0, 0.0, 0.0]) * called
-        state.weights[i, 0, 0, 3:6] = values.to(state.weights) if called else 0.0
-        state.weights[i, 0, 0, 0:3] = 0.0 if called else values.to(state.weights)
+            own[i] = _weights(table, at, i, state, kept, recording, own[i])
+        # Rounded once and in float64 before, as a sampler that is given the plan does it.
+        values = torch.tensor(own[i], dtype=torch.float64, device="cpu")
+        values[0] -= float(called)
+        state.weights[i, 0, 0, 3:6] = values.float().to(x.device) if called else 0.0
+        state.weights[i, 0, 0, 0:3] = 0.0 if called else values.float().to(x.device)
         state.step(called)
     plan = Plan(table.name, timesteps, blank.refresh, tuple(own))
     return Fit(plan, state.current(), torch.stack(errors), outputs)
@@ -158,23 +174,28 @@ def _guided(state: State, output: Tensor) -> Tensor:
 
 
 def _weights(
-    table, at, i: int, state: State, kept: list[Tensor], goal: Tensor, default: tuple
+    table, at, i: int, state: State, kept: list[Tensor], recording: Recording, default: tuple
 ) -> tuple[float, float, float]:
     """The weights of step i; `default` where the step does not depend on its output."""
     factor = (table.C[i, 0] * at.qs[i]).item()
     if abs(factor) < 1e-12:
         return default
-    x = state.current()
-    rest = (table.A[i] + table.C[i, 0] * at.ps[i]).item() * x
-    depth = table.history - 1
-    for k in range(1, min(table.history, i + 1)):
-        rest = rest + table.C[i, k].item() * state.history[(i - k) % depth]
-    target = ((goal - rest) / factor).flatten().double()
+    # e* - e_i from the differences to the recorded run alone: what the solver's noise and rounding
+    # do to both is none of the weights' business.
+    ahead = (table.A[i] + table.C[i, 0] * at.ps[i]).item()
+    rest = ahead * (state.current() - recording.latents[i])
+    # The first step is the recorded one, so its h is too.
+    for j in range(max(1, i - table.history + 1), i):
+        h = at.ps[j].item() * recording.latents[j] + at.qs[j].item() * recording.outputs[j]
+        rest += table.C[i, i - j].item() * (state.history[j % (table.history - 1)] - h)
+    target = (recording.outputs[i] - rest / factor).flatten().double()
     basis = torch.stack([e.flatten() for e in kept]).double()
     normal, right = basis @ basis.T, basis @ target
-    if not bool(normal.isfinite().all() and right.isfinite().all()) or not normal[0, 0] > 0:
+    if not bool(normal.isfinite().all() and right.isfinite().all()):
         raise ValueError(f"model must return finite outputs, got NaN or Inf before step {i}")
-    ridge = RIDGE * normal[0, 0]
+    ridge = RIDGE * normal.diagonal().amax()
+    # Where all outputs are zero, the newest is as good as any.
+    ridge = torch.where(ridge > 0, ridge, 1.0)
     right[0] += ridge
     normal = normal + ridge * torch.eye(len(kept), dtype=normal.dtype, device=normal.device)
     found = torch.linalg.solve(normal, right).tolist()

@@ -28,7 +28,7 @@ def response(table: SolverTable, recording: Recording, fits: list[Fit]) -> Tenso
     Steps that no run called, or called where nothing was shifted, take the nearest known value.
     """
     steps = table.num_steps
-    top, bottom = torch.zeros(2, steps, dtype=torch.float64)
+    top, bottom = torch.zeros(2, steps, dtype=torch.float64, device="cpu")
     for one in fits:
         for i in range(1, steps):
             if one.plan.refresh[i]:
@@ -38,8 +38,8 @@ def response(table: SolverTable, recording: Recording, fits: list[Fit]) -> Tenso
                 bottom[i] += shift.square().sum().item()
     known = (bottom > 0).nonzero()[:, 0]
     if not len(known):
-        return torch.zeros(steps, dtype=torch.float64)
-    nearest = (torch.arange(steps)[:, None] - known).abs().argmin(1)
+        return torch.zeros_like(top)
+    nearest = (torch.arange(steps, device="cpu")[:, None] - known).abs().argmin(1)
     return (top[known] / bottom[known])[nearest]
 
 
@@ -74,10 +74,10 @@ class Search:
     def _final(self, masks: Tensor) -> Tensor:  # [M, T] bool -> [M, T] float64
         """Coefficients of the final difference in the recorded outputs."""
         table, at, count = self.table, self.at, len(masks)
-        eye = torch.eye(self.steps, dtype=torch.float64)
-        d = torch.zeros(count, self.steps, dtype=torch.float64)
-        kept = torch.zeros(count, 3, self.steps, dtype=torch.float64)
-        nfe = torch.zeros(count, dtype=torch.int64)
+        eye = torch.eye(self.steps, dtype=torch.float64, device="cpu")
+        d = eye.new_zeros(count, self.steps)
+        kept = eye.new_zeros(count, 3, self.steps)
+        nfe = masks.new_zeros(count, dtype=torch.int64)
         dh: list[Tensor] = []
         for i in range(self.steps):
             fresh = masks[:, i]
@@ -102,8 +102,9 @@ class Search:
         """The combination of each mask's kept outputs closest to its target, all [M, ..., T]."""
         half = kept @ self.total
         normal, right = half @ kept.transpose(1, 2), half @ target[:, :, None]
-        exists = torch.arange(3) < nfe[:, None]
-        ridge = RIDGE * normal[:, :1, 0]
+        exists = torch.arange(3, device=nfe.device) < nfe[:, None]
+        ridge = RIDGE * normal.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
+        ridge = torch.where(ridge > 0, ridge, 1.0)
         right[:, 0] += ridge
         right = torch.where(exists[:, :, None], right, 0.0)
         normal = normal + torch.diag_embed(torch.where(exists, ridge, 1.0))
@@ -117,29 +118,37 @@ class Search:
         The starts are even spacing, the mask left when the least missed call is dropped again and
         again, and even spacings shifted at random; a move shifts one call by up to three steps.
         """
-        generator = torch.Generator().manual_seed(0)
-        even = torch.linspace(0, self.wholes - 1, calls)
+        cpu = torch.device("cpu")
+        generator = torch.Generator(cpu).manual_seed(0)
+        even = torch.linspace(0, self.wholes - 1, calls, device=cpu)
+        everywhere = torch.ones(self.wholes, dtype=torch.bool, device=cpu)
         found: dict[tuple, float] = {}
         for start in range(starts):
             if start == 1:
-                mask = self._dropped(calls, tick)
+                mask = self.resized(everywhere, calls, tick)
             else:
-                jitter = torch.randn(calls, generator=generator) * (start > 0)
+                jitter = torch.randn(calls, generator=generator, device=cpu) * (start > 0)
                 places = (even + jitter * self.wholes / calls / 3).round().long()
-                mask = torch.zeros(self.wholes, dtype=torch.bool)
+                mask = torch.zeros_like(everywhere)
                 mask[places.clamp(0, self.wholes - 1)] = True
                 mask[0] = True
                 free = (~mask).nonzero()[:, 0]
                 missing = calls - int(mask.sum())
-                mask[free[torch.randperm(len(free), generator=generator)[: max(missing, 0)]]] = True
+                order = torch.randperm(len(free), generator=generator, device=cpu)
+                mask[free[order[: max(missing, 0)]]] = True
                 if missing < 0:
                     continue
             best, value = self._climb(mask, tick)
             found[tuple(best.tolist())] = value
-        return [torch.tensor(mask) for mask in sorted(found, key=found.get, reverse=True)]
+        best_first = sorted(found, key=found.get, reverse=True)
+        return [torch.tensor(mask, device=cpu) for mask in best_first]
 
     def moves(self, mask: Tensor) -> Tensor:
         """[M, whole steps]: the masks with one call of `mask` moved, the most promising first."""
+        return self._ranked(mask)[0]
+
+    def _ranked(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The moves of a mask and their decibels, the largest first."""
         moved = []
         for i in mask.nonzero()[1:, 0].tolist():
             for j in (i + by for by in MOVES):
@@ -147,17 +156,17 @@ class Search:
                     other = mask.clone()
                     other[i], other[j] = False, True
                     moved.append(other)
-        if not moved:
-            return mask.new_zeros(0, len(mask))
-        masks = torch.stack(moved)
-        return masks[self.decibels(masks).argsort(descending=True)]
+        masks = torch.stack(moved) if moved else mask.new_zeros(0, len(mask))
+        value, order = self.decibels(masks).sort(descending=True)
+        return masks[order], value
 
-    def _dropped(self, calls: int, tick: Callable[[], None]) -> Tensor:
-        mask = torch.ones(self.wholes, dtype=torch.bool)
-        while mask.sum() > calls:
-            others = mask.nonzero()[1:, 0]
-            masks = mask.repeat(len(others), 1)
-            masks[torch.arange(len(others)), others] = False
+    def resized(self, mask: Tensor, calls: int, tick: Callable[[], None] = lambda: None) -> Tensor:
+        """`mask` with calls added, or dropped, one by one: the one that gains or loses most."""
+        while (missing := calls - int(mask.sum())) != 0:
+            places = (mask != (missing > 0)).nonzero()[:, 0]
+            places = places[places > 0]
+            masks = mask.repeat(len(places), 1)
+            masks[torch.arange(len(places), device=mask.device), places] = missing > 0
             mask = masks[self.decibels(masks).argmax()]
             tick()
         return mask
@@ -166,13 +175,10 @@ class Search:
         best = self.decibels(mask[None]).item()
         while True:
             tick()
-            moved = self.moves(mask)
-            if not len(moved):
+            moved, value = self._ranked(mask)
+            if not len(moved) or not value[0] > best + 1e-3:
                 return mask, best
-            value = self.decibels(moved[:1]).item()
-            if not value > best + 1e-3:
-                return mask, best
-            best, mask = value, moved[0]
+            best, mask = value[0].item(), moved[0]
 
 
 def _gram(outputs: Tensor) -> Tensor:  # [T, N] -> [T, T] float64

@@ -3,26 +3,36 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 NAME = "calibration.json"
+RESULTS = ("config.json", "report.json", "curve.png")
 
 
 def fingerprint(*things) -> str:
-    """A hash of tensors and plain values that decide what a calibration measures."""
+    """A hash of pytrees of tensors, arrays and plain values, and of the names in them."""
     digest = hashlib.sha256()
-    for leaf in pytree.tree_leaves(things):
+    leaves = [(pytree.keystr(at), leaf) for at, leaf in pytree.tree_flatten_with_path(things)[0]]
+    for name, leaf in sorted(leaves, key=lambda pair: pair[0]):
+        # An object's address is another one in every process.
+        said, body = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(leaf)), b""
         if isinstance(leaf, Tensor):
             leaf = leaf.detach().cpu().contiguous()
-            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            digest.update(leaf.flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(leaf).encode())
+            said = f"{leaf.dtype}{tuple(leaf.shape)}"
+            body = leaf.flatten().view(torch.uint8).numpy().tobytes()
+        elif hasattr(leaf, "tobytes"):
+            said, body = f"{leaf.dtype}{leaf.shape}", leaf.tobytes()
+        digest.update(f"{name} {said} ".encode())
+        digest.update(body)
     return digest.hexdigest()[:16]
 
 
@@ -46,14 +56,19 @@ class Store:
                 same = found["key"] == key
                 self.values = dict(found["values"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"out must hold a readable {NAME}, got {error}") from error
+                raise ValueError(f"out must hold a readable {NAME}, got {error!r}") from error
             if not same:
                 raise ValueError(
                     f"out must be empty or hold this calibration, got that of another model input, "
                     f"solver or guidance in {folder}"
                 )
-        else:
-            self._write()
+        elif others := [name for name in RESULTS if (folder / name).exists()]:
+            raise ValueError(
+                f"out must be empty or hold this calibration, got {folder} with {others[0]} and no "
+                f"{NAME}"
+            )
+        # Now rather than after the first full run: is the folder writable?
+        self._write()
 
     def get(self, name: str):
         """The value stored under `name`, or None."""
@@ -69,25 +84,43 @@ class Store:
         """The tensors stored under `name`, or None."""
         if self.folder is None:
             return self.tensors.get(name)
-        path = self.folder / f"{name}-{self.key}.safetensors"
-        return load_file(path, device=str(device)) if path.is_file() else None
+        path = self._file(name)
+        if not path.is_file():
+            return None
+        try:
+            return load_file(path, device=str(device))
+        except SafetensorError as error:
+            raise ValueError(f"out must hold a readable {path.name}, got {error}") from error
 
     def put_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keep tensors."""
         if self.folder is None:
             self.tensors[name] = tensors
             return
-        path = self.folder / f"{name}-{self.key}.safetensors"
-        hidden = path.with_suffix(".unfinished")
-        save_file({key: value.contiguous() for key, value in tensors.items()}, hidden)
-        os.replace(hidden, path)
+        with replacing(self._file(name)) as hidden:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, hidden)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}-{self.key}.safetensors"
 
     def _write(self) -> None:
         write_json(self.folder / NAME, {"key": self.key, "values": self.values})
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden file to write, which takes the place of `path` if nothing is raised, or is gone."""
+    hidden = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield hidden
+        if hidden.is_file():
+            os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value) -> None:
     """Write JSON so that the file is either the old one or the new one."""
-    hidden = path.with_name(f".{path.name}.unfinished")
-    hidden.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(hidden, path)
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as hidden:
+        hidden.write_text(text)
