@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "convert.h"
-#include "fused.h"
+#include "fused_fill.h"
 #include "noise.h"
 #include "tile_fill.h"
 
@@ -141,6 +141,10 @@ AK_CLONES inline void chunk(const Args& a, const Sample& s, int64_t begin, int64
     const int64_t n = std::min(kTile, end - at);
     if (is_common(a, s))
       common_tile(a, s, at, n, &partial);
+    else if (is_common_fill(a, s) && a.input_type == ScalarType::Float)
+      fused_fill_tile<float>(a, s, at, n, &partial);
+    else if (is_common_fill(a, s))
+      fused_fill_tile<BFloat16>(a, s, at, n, &partial);
     else
       general_tile(a, s, at, n, &partial);
   }
