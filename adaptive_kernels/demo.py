@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from . import demo_model, ops
 from .config import AdaptiveConfig
 from .metrics import psnr, ssim
+from .presets import load_config
 from .report import decisions_picture, samples_picture
 from .sampler import AdaptiveSampler
 
@@ -30,6 +31,7 @@ FILES = ("report.json", "samples.png", "decisions.png")
 # At 50 steps these give about as many calls as defect's default (17.9, 17.9 and 17.6).
 THIRD_ORDER_THRESHOLD = 0.2
 RELEASED_THRESHOLD = 0.04
+PLAN, PLAN_STEPS = "fashion-ddim-50-calls-10", 50
 ORIGINS = {
     "defect": "the recommended rule",
     "third_order": "the paper's rule",
@@ -111,8 +113,9 @@ def run_demo(
     The methods: the plain sampler; the recommended rule; the paper's rule and its authors' code at
     about as many network calls; the fixed patterns with the next more and the next fewer, their
     gaps filled like the recommended rule's; the plain sampler with as many steps as the recommended
-    rule makes calls. PSNR and SSIM compare the images, cut off to [-1, 1], with the plain
-    sampler's. Wall time is one call of the sampler, the better of two after a warm-up.
+    rule makes calls; at 50 steps also a shipped plan. PSNR and SSIM compare the images, cut off to
+    [-1, 1], with the plain sampler's. Wall time is one call of the sampler, the better of two after
+    a warm-up.
 
     Args:
         out: folder for report.json, samples.png and decisions.png, made if missing. The files
@@ -187,7 +190,7 @@ def _sample(
     # The first calls prepare the network's kernels; that is no method's time.
     _Method("warm-up", 2, plain, guidance).run(model, noise, labels, tqdm(disable=True))
     methods: dict[str, _Method] = {}
-    with tqdm(total=7 * ROUNDS, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar:
+    with tqdm(total=8 * ROUNDS, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar:
 
         def run(name: str) -> None:
             bar.set_description(name)
@@ -204,6 +207,8 @@ def _sample(
             limits = f"threshold {config.resolved().threshold:g}, max_skip {config.max_skip}"
             what = f"{ORIGINS[name]}, {limits}"
             add(name, what, config)
+        if steps == PLAN_STEPS:
+            add("plan", f"the preset {PLAN}", load_config(PLAN))
         nfe = methods["defect"].result.nfe.double().mean().item()
         for k in _periods(steps, nfe):
             pattern = AdaptiveConfig(criterion=f"every({k})", fill="linear")

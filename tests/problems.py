@@ -3,10 +3,16 @@
 import torch
 
 from adaptive_kernels.config import AdaptiveConfig
+from adaptive_kernels.levels import NoiseLevels
+from adaptive_kernels.plan import Plan
+from adaptive_kernels.reference import OUTPUTS, SCALARS
 from adaptive_kernels.schedule import SolverTable
 from adaptive_kernels.state import State
 
 EPS = 2.0**-24  # unit roundoff of float32
+# Every criterion that reuses outputs, and every way to fill otherwise; names for config().
+REUSE = ["never", "every(2)", "third_order", "released"]
+FILLED = ["defect", "every(3) linear", "third_order linear repair", "released linear", "plan"]
 
 
 def table(steps=12, history=1, stages=1, stochastic=False, seed=0, timesteps=torch.int64):
@@ -28,6 +34,53 @@ def table(steps=12, history=1, stages=1, stochastic=False, seed=0, timesteps=tor
         start=(0.6, 0.8),
         stages=stages,
         name="random",
+        levels=levels(steps, seed),
+    )
+
+
+def levels(steps, seed=0):
+    """Levels of unit variance from near noise to near data, and a network that predicts v.
+
+    Under v all of u, w, ps and qs are numbers of their own. The levels are spaced evenly up to a
+    third, so that no extrapolation reaches far.
+    """
+    g = torch.Generator().manual_seed(seed + 7)
+    jitter = (torch.rand(steps + 1, generator=g, dtype=torch.float64) - 0.5) / 3
+    alpha = 0.3 + 0.65 * (torch.arange(steps + 1) + 0.5 + jitter) / (steps + 1)
+    sigma = (1 - alpha.square()).sqrt()
+    return NoiseLevels(alpha, sigma, -sigma[:-1], alpha[:-1].clone(), "v_prediction")
+
+
+def config(rule, solver, threshold=0.3, max_skip=3, granularity="sample", seed=0):
+    """The config of a name of REUSE or FILLED that skips some of the steps of a random solver."""
+    criterion, *words = rule.split()
+    if criterion == "plan":
+        return AdaptiveConfig(criterion="plan", plan=plan(solver, seed), granularity=granularity)
+    return AdaptiveConfig(
+        threshold * (0.05 if criterion == "defect" else 1),
+        max_skip,
+        criterion,
+        fill="linear" if "linear" in words else None,
+        repair=True if "repair" in words and not bool(solver.S.any()) else None,
+        granularity=granularity,
+    )
+
+
+def plan(solver, seed=0):
+    """A random mask, whole steps at a time, and random weights that add up to about one."""
+    g = torch.Generator().manual_seed(seed + 3)
+    steps = solver.num_steps
+    called = torch.rand(-(-steps // solver.stages), generator=g) < 0.5
+    called[0] = True
+    called = called.repeat_interleave(solver.stages)[:steps]
+    weights = torch.randn(steps, OUTPUTS, generator=g, dtype=torch.float64) * 0.3
+    weights[:, 0] += 1
+    exist = called.cumsum(0)[:, None] > torch.arange(OUTPUTS)
+    return Plan(
+        solver.name,
+        tuple(solver.timesteps.double().tolist()),
+        tuple(called.tolist()),
+        tuple(map(tuple, (weights * exist).tolist())),
     )
 
 
@@ -39,6 +92,8 @@ def state(solver, batch, elements, config=None, guided=False, dtype=torch.float3
     # Whatever an op must not read is NaN.
     made.latents[1:] = torch.nan
     made.history.fill_(torch.nan)
+    if made.outputs is not None:
+        made.outputs.fill_(torch.nan)
     return made
 
 
@@ -59,29 +114,53 @@ def outputs(of, tick, seed=0):
     return (torch.tanh(x) + rough).to(of.model_output.dtype)
 
 
-def update_bound(solver_rows, of, model_output):
+def update_bound(of, fresh):
     """[B, N]: bound on |x_next - exact| for float32 arithmetic from the same float32 inputs.
 
-    x_next is a sum of products; each term passes through at most 4 + K roundings (guidance 3,
-    h 2, product 1, additions K + 1), so the error is at most (K + 8) EPS times the sum of the
-    terms' absolute values.
+    x_next is a sum of products; each term passes through a number of roundings, and the error is at
+    most that number times EPS times the sum of the terms' absolute values. Without a fill it is
+    K + 7 at most (guidance 3, h 2, product 1, additions K + 1). A filled step has h = ps x +
+    qs (f_0 E_0 + f_1 E_1 + f_2 E_2): product 1, additions 2, qs 1, addition 1, which is no more. A
+    repaired refresh adds qs (r_0 e + r_1 E_0 + r_2 E_1) with e = u x + w m to h: guidance 3,
+    product and addition 2, product 1, additions 2, qs 1, addition 1, then C and the sum K + 2,
+    which is K + 12. One more covers the second order.
     """
     batch = of.latents.shape[1]
-    row = solver_rows[of.index.clamp(max=len(solver_rows) - 1).long()].double().abs()
-    p, q, A, S = (row[:, k, None] for k in range(4))
-    C = row[:, 6:]
-    m = model_output.double().abs()
+    row = of.rows[of.index.clamp(max=len(of.rows) - 1).long()].double().abs()
+    p, q, A, S, _, _, u, w, ps, qs = (row[:, k, None] for k in range(SCALARS))
+    C = row[:, SCALARS:]
+    m = of.model_output.double().abs()
     if len(m) == 2 * batch:
         g = of.guidance_scale.double().abs()[:, None]
         m = m[:batch] + g * (m[batch:] + m[:batch])
     here = of.index.long() % of.latents.shape[0]
     x = of.latents[here, torch.arange(batch)].double().abs()
-    total = A * x + C[:, :1] * (p * x + q * m)
-    total += sum(
-        C[:, k, None] * of.history[:, :, :].double().nan_to_num().abs().amax(0)
-        for k in range(1, C.shape[1])
-    )
+    h, roundings = p * x + q * m, C.shape[1] + 8
+    if of.outputs is not None:
+        weights, old = kept(of)
+        f, r, roundings = weights[:, :3].abs(), weights[:, 3:6].abs(), C.shape[1] + 13
+        filled = ps * x + qs * torch.einsum("bk,kbn->bn", f, old.abs())
+        e = u * x + w * m
+        h = h + qs * (r[:, :1] * e + r[:, 1:2] * old[0].abs() + r[:, 2:] * old[1].abs())
+        h = torch.where(((of.progress[1] == 0) & fresh)[:, None], h, filled)
+    total = A * x + C[:, :1] * h
+    if C.shape[1] > 1:
+        total += C[:, 1:].sum(1, keepdim=True) * of.history.double().nan_to_num().abs().amax(0)
     # Box-Muller in float32: |z| < 6. Its angle, below 2 pi, is off by up to 2 EPS relative, its
     # cosine so by 13 EPS, and radius and product by 4 EPS more.
     total += 6 * S
-    return ((C.shape[1] + 8) * total + 17 * 6 * S) * EPS
+    return (roundings * total + 17 * 6 * S) * EPS
+
+
+def kept(of):
+    """The weights [B, 7] of every sample's step and its outputs [3, B, N], newest first."""
+    index, _, nfe, newest, before = of.progress.long()
+    size, batch = of.weights.shape[1], torch.arange(of.latents.shape[1])
+    gap = (index - newest).clamp(1, size) - 1
+    previous = (newest - before).clamp(1, size) - 1
+    weights = of.weights[index.clamp(max=len(of.rows) - 1), gap, previous].double()
+    old = [of.outputs[(nfe - 1 - k) % OUTPUTS, batch].double() for k in range(OUTPUTS)]
+    there = [(nfe > k)[:, None] for k in range(OUTPUTS)]
+    return weights, torch.stack(
+        [torch.where(t, e, 0.0).nan_to_num() for t, e in zip(there, old, strict=True)]
+    )

@@ -1,5 +1,6 @@
 """Scheduler configurations the tests share, and the loop that defines what each of them does."""
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import diffusers
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from adaptive_kernels.schedule import SolverTable
 
 STEPS = (2, 5, 10, 28, 50)
 
@@ -116,6 +119,16 @@ CASES = [
     Case("tcd", "TCDScheduler"),
 ]
 CASE = {case.id: case for case in CASES}
+# No noise levels: PNDM mixes v predictions of several levels; add_noise() of DDIMInverse is that of
+# the way down, and that of KDPM2 does not know the levels its second stages stand at.
+UNKNOWN_LEVELS = ("pndm-v", "ddim-inverse", "kdpm2")
+KNOWN_LEVELS = [case for case in CASES if case.id not in UNKNOWN_LEVELS]
+
+
+@functools.cache
+def table_of(name: str, steps: int, **where: Any) -> SolverTable:
+    """Return the table of a case, the same object every time: nobody changes a table."""
+    return SolverTable.from_scheduler(CASE[name].make(), steps, **CASE[name].kwargs, **where)
 
 
 class FixedNoise(TorchFunctionMode):

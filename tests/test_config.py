@@ -6,6 +6,15 @@ import numpy as np
 import pytest
 
 from adaptive_kernels import AdaptiveConfig
+from adaptive_kernels.config import DEFAULT_THRESHOLDS
+from adaptive_kernels.plan import Plan
+
+PLAN = Plan(
+    "X",
+    (9.0, 8.0, 7.0, 5.0, 1.0),
+    (True, True, False, False, True),
+    ((1.0, 0.0, 0.0), *((0.5, 0.5, 0.0),) * 3, (1.0, 0.0, 0.0)),
+)
 
 
 def test_defaults_are_the_criterions_own():
@@ -34,6 +43,80 @@ def test_numbers_of_numpy_are_numbers():
     assert config.resolved() == AdaptiveConfig(0.5, 2).resolved()
 
 
+def test_fills_belong_to_their_criteria():
+    defect = AdaptiveConfig(criterion="defect").resolved()
+    assert (defect.fill, defect.warmup, defect.max_skip, defect.threshold) == (
+        *("linear", 3, 4),
+        DEFAULT_THRESHOLDS["defect"],
+    )
+    assert defect.repair is None and AdaptiveConfig.recommended() == AdaptiveConfig(
+        criterion="defect"
+    )
+    assert AdaptiveConfig().resolved().fill == "reuse"
+    assert AdaptiveConfig(fill="linear").resolved().warmup == 3
+    linear = AdaptiveConfig(criterion="every(3)", fill="linear")
+    assert (linear.resolved().warmup, linear.resolved().max_skip) == (2, 2)
+    assert AdaptiveConfig(criterion="never", fill="linear").resolved().warmup == 1
+    assert AdaptiveConfig(criterion="every(3)", fill="linear", warmup=1).resolved().warmup == 1
+    assert AdaptiveConfig(criterion="released", fill="linear").resolved().warmup == 4
+    assert AdaptiveConfig(criterion="every(16)", fill="linear", repair=True).resolved().repair
+    planned = AdaptiveConfig(criterion="plan", plan=PLAN, max_skip=9).resolved()
+    assert (planned.fill, planned.warmup, planned.max_skip) == ("fitted", 1, 2)
+    assert AdaptiveConfig(0.5, 3, "defect").rule(2) == (4, 3, 3, 2)
+    assert planned.rule() == (5, 2, 1, 1)
+    assert planned.resolved() == planned and len({planned, planned.resolved()}) == 1
+
+
+def test_a_plan_counts_its_calls():
+    assert (PLAN.calls, PLAN.max_skip) == (3, 2)
+    given_lists = Plan("X", [9, 8, 7, 5, 1], list(PLAN.refresh), [list(w) for w in PLAN.weights])
+    assert given_lists == PLAN and hash(given_lists) == hash(PLAN)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAN.solver = "Y"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"refresh": (False, True, True, True, True)},
+            ValueError,
+            "plan.refresh must call the network at the first step, got False",
+        ),
+        ({"refresh": (1, 0, 0, 0, 0)}, TypeError, "plan.refresh must be a sequence of bool, got "),
+        ({"refresh": "yes"}, TypeError, "plan.refresh must be a sequence of bool, got 'yes'"),
+        (
+            {"refresh": (True,) * 4},
+            ValueError,
+            r"an entry per timestep \(5\), got 4 and 5",
+        ),
+        ({"timesteps": ()}, ValueError, r"an entry per timestep \(0\), got 5 and 5"),
+        ({"timesteps": (5, 4, 3, 2, "1")}, TypeError, "plan.timesteps must hold numbers, got "),
+        ({"timesteps": (5, 4, 3, 2, True)}, TypeError, "plan.timesteps must hold numbers, got "),
+        (
+            {"timesteps": (5, 4, 3, 2, float("nan"))},
+            ValueError,
+            r"plan.timesteps must be finite, got \(5, 4, 3, 2, nan\)",
+        ),
+        ({"weights": 3}, TypeError, "plan.weights must be a sequence, got int"),
+        ({"weights": (1.0,) * 5}, TypeError, "plan.weights must hold numbers, got 1.0"),
+        (
+            {"weights": ((1.0, 0.0),) * 5},
+            ValueError,
+            r"plan.weights must be three numbers per step, got \(1.0, 0.0\)",
+        ),
+        (
+            {"weights": ((1.0, 0.0, float("inf")),) * 5},
+            ValueError,
+            r"plan.weights must be finite, got \(1.0, 0.0, inf\)",
+        ),
+    ],
+)
+def test_refusals_of_a_plan(changes, error, message):
+    with pytest.raises(error, match=message):
+        dataclasses.replace(PLAN, **changes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -57,7 +140,57 @@ def test_numbers_of_numpy_are_numbers():
         ({"criterion": "every(0)"}, ValueError, r"criterion must be .*got 'every\(0\)'"),
         ({"criterion": "sometimes"}, ValueError, "criterion must be .*got 'sometimes'"),
         ({"criterion": 3}, ValueError, "criterion must be .*got 3"),
-        ({"fill": "linear"}, ValueError, "fill must be one of 'reuse', got 'linear'"),
+        (
+            {"fill": "cubic"},
+            ValueError,
+            "fill must be one of 'reuse', 'linear', 'fitted', got 'cubic'",
+        ),
+        (
+            {"fill": "reuse", "criterion": "defect"},
+            ValueError,
+            "fill must be 'linear' for criterion 'defect', got 'reuse'",
+        ),
+        (
+            {"fill": "linear", "criterion": "plan", "plan": PLAN},
+            ValueError,
+            "fill must be 'fitted' for criterion 'plan', got 'linear'",
+        ),
+        ({"fill": "fitted"}, ValueError, "fill 'fitted' needs criterion 'plan', got 'third_order'"),
+        (
+            {"fill": "linear", "max_skip": 16},
+            ValueError,
+            "max_skip must be at most 15 with fill 'linear', got 16",
+        ),
+        (
+            {"criterion": "defect", "max_skip": 99},
+            ValueError,
+            "max_skip must be at most 15 with fill 'linear', got 99",
+        ),
+        (
+            {"criterion": "every(17)", "fill": "linear"},
+            ValueError,
+            "k must be at most 16 with fill 'linear', got 17",
+        ),
+        ({"repair": 1, "criterion": "defect"}, TypeError, "repair must be a bool or None, got int"),
+        ({"repair": True}, ValueError, "repair needs fill 'linear', got fill 'reuse'"),
+        (
+            {"repair": True, "criterion": "plan", "plan": PLAN},
+            ValueError,
+            "repair needs fill 'linear', got fill 'fitted'",
+        ),
+        ({"warmup": 2, "criterion": "defect"}, ValueError, "warmup must be at least 3 .*, got 2"),
+        ({"warmup": 0, "criterion": "every(2)"}, ValueError, "warmup must be at least 1 .*, got 0"),
+        (
+            {"criterion": "plan"},
+            ValueError,
+            "plan must be given with criterion 'plan' and only with it, got None with 'plan'",
+        ),
+        ({"plan": PLAN}, ValueError, r"plan must be given .*, got Plan\(.* with 'third_order'"),
+        (
+            {"criterion": "plan", "plan": "fast"},
+            TypeError,
+            "plan must be a Plan, got str",
+        ),
         ({"granularity": "pixel"}, ValueError, "granularity must be one of .*got 'pixel'"),
     ],
 )

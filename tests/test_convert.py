@@ -16,7 +16,7 @@ def through_the_op(model_output, input_dtype):
     of.rows.zero_()
     of.rows[:, 1] = 1  # h = m
     of.rows[:, 4] = 1  # the input is not scaled
-    of.rows[:, 6] = 1  # x_next = h
+    of.rows[:, 10] = 1  # x_next = h
     of.advance(model_output)
     return of.current(), of.model_input
 

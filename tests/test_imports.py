@@ -9,16 +9,24 @@ import adaptive_kernels
 
 ROOT = Path(adaptive_kernels.__file__).parent
 # A module may import from the rooms left of it; leaves import from no room at all.
-LEAVES = ["version", "config", "metrics", "probe", "reference", "demo_model"]
+LEAVES = ["version", "plan", "metrics", "probe", "reference", "demo_model", "tradeoff", "store"]
 LAYERS = [
     *LEAVES,
+    "config",
+    "presets",
     "factorise",
+    "levels",
     "schedule",
+    "fills",
     "report",
     "ops",
     "state",
     "network",
     "sampler",
+    "recording",
+    "search",
+    "trials",
+    "calibration",
     "demo",
     "__main__",
 ]

@@ -12,29 +12,36 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptive_kernels import ops
-from adaptive_kernels.config import AdaptiveConfig
 
 NAMES = [argument.name for argument in ops.advance._schema.arguments]
 
 
-def ready(**kwargs):
-    of = problems.state(problems.table(8, 2), 2, 40, **kwargs)
+def ready(rule="third_order", threshold=0.3, **kwargs):
+    solver = problems.table(8, 2)
+    of = problems.state(solver, 2, 40, problems.config(rule, solver, threshold), **kwargs)
     of.latents.nan_to_num_(0.5)
     of.history.nan_to_num_(0.5)
+    if of.outputs is not None:
+        of.outputs.nan_to_num_(0.5)
     of.model_output.copy_(problems.outputs(of, 0))
     return of
 
 
+@pytest.mark.parametrize("rule", ["third_order", "defect", "every(3) linear", "plan"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_opcheck(guided):
-    of = ready(guided=guided)
+def test_opcheck(rule, guided):
+    of = ready(rule, guided=guided)
+    assert [v is None for v in (of.outputs, of.weights, of.run_cost)] == {
+        "third_order": [True] * 3,
+        "every(3) linear": [False, False, True],
+    }.get(rule, [False] * 3)
     torch.library.opcheck(ops.step, (*of.arguments(), True))
     torch.library.opcheck(ops.advance, of.arguments())
 
 
 def test_fake_tensors_of_any_device():
-    for device in ("cpu", "cuda"):
-        real = ready(guided=True).arguments()
+    for device, rule in (("cpu", "third_order"), ("cuda", "third_order"), ("cuda", "defect")):
+        real = ready(rule, guided=True).arguments()
         with FakeTensorMode() as mode:
             fake = [
                 mode.from_tensor(t).to(device) if isinstance(t, torch.Tensor) else t for t in real
@@ -47,12 +54,14 @@ def test_fake_tensors_of_any_device():
     not Path(sysconfig.get_paths()["include"], "Python.h").exists(),
     reason="torch.compile on the CPU needs Python's headers (python3-dev)",
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_compiled_network_with_step_has_no_graph_break(dtype):
+@pytest.mark.parametrize(
+    ("rule", "dtype"), [("third_order", torch.float32), ("defect", torch.bfloat16)]
+)
+def test_a_compiled_network_with_step_has_no_graph_break(rule, dtype):
     """network + advance in one fullgraph region gives the latents and decisions of eager."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Tanh()).to(dtype)
-    eager = ready(dtype=dtype, config=AdaptiveConfig(2.0, 3))
+    eager = ready(rule, 2.0, dtype=dtype)
     compiled = problems.clone(eager)
 
     def tick(of):
@@ -72,8 +81,8 @@ def test_a_compiled_network_with_step_has_no_graph_break(dtype):
     assert (eager.current() - compiled.current()).abs().max() <= 8 * unit
 
 
-def replaced(name, value):
-    arguments = dict(zip(NAMES, ready(guided=True).arguments(), strict=True))
+def replaced(name, value, rule="third_order"):
+    arguments = dict(zip(NAMES, ready(rule, guided=True).arguments(), strict=True))
     arguments[name] = value(arguments[name]) if callable(value) else value
     return list(arguments.values())
 
@@ -105,6 +114,7 @@ def replaced(name, value):
         ("model_output", lambda t: t.int(), "model_output must be float32, float16 or bfloat16"),
         ("timestep", lambda t: t.int(), "timestep must be float32 or int64"),
         ("progress", lambda t: t.long(), "progress must be int32"),
+        ("progress", lambda t: t[:3].clone(), r"progress must have shape \(5, 2\), got \(3, 2\)"),
         ("progress", lambda t: t - 1, "progress must not be negative, got step -1"),
         ("norms", lambda t: t.float(), "norms must be float64"),
         ("refreshed", lambda t: t[:5].clone(), r"refreshed must have shape \(8, 2\), got \(5, 2\)"),
@@ -115,11 +125,17 @@ def replaced(name, value):
             r"guidance_scale must have shape \(2\), got \(1\)",
         ),
         ("threshold", lambda t: t.double(), "threshold must be float32"),
-        ("rows", lambda t: t[:, :6].clone(), r"rows must have shape \[T, 6 \+ K\]"),
+        ("rows", lambda t: t[:, :10].clone(), r"rows must have shape \[T, 10 \+ K\]"),
+        ("rows", lambda t: t.repeat(1, 2), r"rows must have shape .* 1 <= K <= 8, got \(8, 24\)"),
         ("rows", lambda t: t[:5].clone(), r"refreshed must have shape \(5, 2\), got \(8, 2\)"),
         ("seed", lambda t: t.int(), "seed must be int64"),
         ("noise", torch.zeros(8, 2, 39), r"noise must have shape \(8, 2, 40\), got \(8, 2, 39\)"),
-        ("criterion", 9, "criterion must be 0 to 3, got 9"),
+        ("outputs", torch.zeros(3, 2, 40), "outputs and weights must be given together"),
+        ("weights", torch.zeros(8, 4, 4, 7), "outputs and weights must be given together"),
+        ("criterion", 4, "outputs, weights and run_cost must be given for this criterion"),
+        ("criterion", 5, "outputs, weights and run_cost must be given for this criterion"),
+        ("criterion", 6, "criterion must be 0 to 5, got 6"),
+        ("criterion", -1, "criterion must be 0 to 5, got -1"),
         ("max_skip", -1, "max_skip must be at least 0, got -1"),
         ("warmup", 2, "warmup must be at least 3 for this criterion, got 2"),
         ("stages", 0, "stages must be at least 1, got 0"),
@@ -130,7 +146,83 @@ def test_refusals_name_the_argument(name, value, message):
         ops.advance(*replaced(name, value))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("outputs", None, "outputs and weights must be given together"),
+        ("weights", None, "outputs and weights must be given together"),
+        ("run_cost", None, "outputs, weights and run_cost must be given for this criterion"),
+        (
+            "outputs",
+            lambda t: t[:2].clone(),
+            r"outputs must have shape \(3, 2, 40\), got \(2, 2, 40\)",
+        ),
+        ("outputs", lambda t: t.double(), "outputs must be float32, got float64"),
+        ("outputs", lambda t: t.mT.contiguous().mT, "outputs must be contiguous"),
+        ("weights", lambda t: t[0], r"weights must have shape \[T, G, G, 7\] .*, got \(4, 4, 7\)"),
+        (
+            "weights",
+            lambda t: t[:, :0],
+            r"weights must have shape \[T, G, G, 7\] with G >= 1, got \(8, 0",
+        ),
+        (
+            "weights",
+            lambda t: t[:, :3].clone(),
+            r"weights must have shape \(8, 3, 3, 7\), got \(8, 3, 4, 7\)",
+        ),
+        (
+            "weights",
+            lambda t: t[:7].clone(),
+            r"weights must have shape \(8, 4, 4, 7\), got \(7, 4, 4, 7\)",
+        ),
+        (
+            "weights",
+            lambda t: t[..., :6].clone(),
+            r"weights must have shape \(8, 4, 4, 7\), got \(8, 4, 4, 6\)",
+        ),
+        ("weights", lambda t: t.half(), "weights must be float32, got float16"),
+        ("run_cost", lambda t: t[0], r"run_cost must have shape \[T, G, Q\] .*, got \(4, 3\)"),
+        (
+            "run_cost",
+            lambda t: t[:, :, :0],
+            r"run_cost must have shape \[T, G, Q\] with Q >= 1, got \(8, 4, 0\)",
+        ),
+        (
+            "run_cost",
+            lambda t: t[:, :2].clone(),
+            r"run_cost must have shape \(8, 4, 3\), got \(8, 2, 3\)",
+        ),
+        ("run_cost", lambda t: t.double(), "run_cost must be float32, got float64"),
+        ("warmup", 2, "warmup must be at least 3 for this criterion, got 2"),
+    ],
+)
+def test_refusals_of_a_fill_name_the_argument(name, value, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.advance(*replaced(name, value, "defect"))
+
+
 def test_buffers_that_share_memory_are_refused():
+    of = ready("defect")
+    of.outputs = of.latents[:3]
+    with pytest.raises(RuntimeError, match="latents and outputs must not share memory"):
+        of.advance()
+    of = ready("defect")
+    of.model_output = of.outputs[1]
+    with pytest.raises(RuntimeError, match="model_output and outputs must not share memory"):
+        of.advance()
+    of = ready("defect")
+    of.weights = of.outputs.new_zeros(8, 4, 4, 7)
+    of.outputs = of.weights.view(-1)[:240].view(3, 2, 40)
+    with pytest.raises(RuntimeError, match="outputs and weights must not share memory"):
+        of.advance()
+    of = ready("defect")
+    of.run_cost = of.score.new_zeros(8, 4, 3)
+    of.score = of.run_cost.view(-1)[:16].view(8, 2)
+    with pytest.raises(RuntimeError, match="score and run_cost must not share memory"):
+        of.advance()
+    of = ready("defect")
+    of.guidance_scale, of.threshold = of.weights.view(-1)[:2], of.run_cost.view(-1)[:2]
+    of.advance()  # what is only read may be shared
     of = ready()
     of.model_output = of.latents[0]
     with pytest.raises(RuntimeError, match="latents and model_output must not share memory"):
@@ -146,10 +238,12 @@ def test_buffers_that_share_memory_are_refused():
 
 
 def test_batch_wide_refuses_samples_at_different_steps():
-    of = ready(config=AdaptiveConfig(granularity="batch"))
-    of.progress[0] = torch.tensor([1, 2])
-    with pytest.raises(RuntimeError, match="all samples at one step, got steps 1 and 2"):
-        of.advance()
+    for rule in ("third_order", "defect"):
+        of = ready(rule)
+        of.batch_wide = True
+        of.progress[0] = torch.tensor([1, 2])
+        with pytest.raises(RuntimeError, match="all samples at one step, got steps 1 and 2"):
+            of.advance()
 
 
 def test_without_the_compiled_library_the_reference_serves_and_says_so(tmp_path):
