@@ -171,6 +171,10 @@ def _fill(config, kind, period):
             f"plan must be given with criterion 'plan' and only with it, got {config.plan!r} with "
             f"{config.criterion!r}"
         )
+    if kind == "plan" and config.warmup not in (None, 1):
+        raise ValueError(
+            f"warmup must be None for a plan, which fixes its calls, got {config.warmup}"
+        )
     if config.plan is not None and not isinstance(config.plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(config.plan).__name__}")
 

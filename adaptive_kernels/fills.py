@@ -10,9 +10,11 @@ refreshes before step i:
     run        predicted error after q skipped steps: D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|
                with u = asinh(sb / 4), D = rms(delta) / |(lam_i - lam_n0)(lam_i - lam_n1)|
 
-The response dx is the table's own recurrence, so any linear solver has its repair. A solver that
-adds noise moves its noise prediction by it at every step; there the x0 prediction is extrapolated
-instead, and nothing is repaired, because the defect is mostly the new noise.
+The response dx is the table's own recurrence, so any linear solver has its repair. It is exact for
+solvers of one step; one with a history or two stages keeps a part of the error in its history,
+which later steps bring back. A solver that adds noise moves its noise prediction by it at every
+step; there the x0 prediction is extrapolated instead, and nothing is repaired, because the defect
+is mostly the new noise.
 """
 
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def coordinates(table: SolverTable) -> Coordinates:
     if known is None:
         raise ValueError(
             f"fill must be 'reuse' for {table}: its scheduler has no add_noise() whose levels fit "
-            "its own steps"
+            "its own steps; criteria 'third_order', 'released' and 'every(k)' can reuse"
         )
     alpha, sigma, a, b = known.alpha[:-1], known.sigma[:-1], known.a, known.b
     det = b * alpha - a * sigma
@@ -221,6 +223,11 @@ def run_cost(table: SolverTable, at: Coordinates, size: int, max_skip: int) -> T
     return out
 
 
+def updates(table: SolverTable) -> Tensor:
+    """[T, 3] float64: A, C_0 q and S of each step, by which a plan knows its solver."""
+    return torch.stack((table.A, table.C[:, 0] * table.q, table.S), dim=1)
+
+
 def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor]:
     plan = config.plan
     timesteps = tuple(table.timesteps.double().tolist())
@@ -236,6 +243,13 @@ def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor
             f"plan must be one for {table}, got one for {plan.solver} with "
             f"{len(plan.timesteps)} steps from timestep {plan.timesteps[0]:g}"
         )
+    if plan.updates:
+        theirs, ours = torch.tensor(plan.updates, dtype=torch.float64), updates(table)
+        if ((theirs - ours).abs() > 1e-3 * ours.abs().clamp(min=1.0)).any():
+            raise ValueError(
+                f"plan must be one for {table}, got one for other coefficients of the same name "
+                "and timesteps (another prediction, order, schedule or noise)"
+            )
     refresh = torch.tensor(plan.refresh)
     whole = torch.arange(len(refresh)) // table.stages * table.stages
     if not torch.equal(refresh, refresh[whole]):

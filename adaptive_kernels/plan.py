@@ -21,6 +21,8 @@ class Plan:
         timesteps: [T], the scheduler's timesteps it was made for.
         refresh: [T] bool, whether the step calls the network; the first one does.
         weights: [T][3], dimensionless; those of outputs that do not exist yet are 0.
+        updates: [T][3], A, C_0 q and S of each step of the solver it was made for, so that it is
+            refused for another one of the same name; empty where nobody knows.
 
     Raises: ValueError, TypeError naming the argument.
     Source: `adaptive_kernels.calibrate` finds plans.
@@ -30,6 +32,7 @@ class Plan:
     timesteps: tuple[float, ...]
     refresh: tuple[bool, ...]
     weights: tuple[tuple[float, float, float], ...]
+    updates: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.solver, str):
@@ -42,7 +45,14 @@ class Plan:
         if not isinstance(self.weights, (list, tuple)):
             raise TypeError(f"plan.weights must be a sequence, got {type(self.weights).__name__}")
         object.__setattr__(self, "weights", tuple(_numbers("weights", w) for w in self.weights))
+        if not isinstance(self.updates, (list, tuple)):
+            raise TypeError(f"plan.updates must be a sequence, got {type(self.updates).__name__}")
+        object.__setattr__(self, "updates", tuple(_numbers("updates", u) for u in self.updates))
         steps = len(self.timesteps)
+        if self.updates and (len(self.updates) != steps or {len(u) for u in self.updates} != {3}):
+            raise ValueError(
+                f"plan.updates must be three numbers for each of {steps} steps, got {self.updates}"
+            )
         if not steps or len(refresh) != steps or len(self.weights) != steps:
             raise ValueError(
                 "plan.refresh and plan.weights must have an entry per timestep "

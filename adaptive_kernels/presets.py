@@ -24,6 +24,7 @@ def plan_to_json(plan: Plan) -> dict:
         "timesteps": list(plan.timesteps),
         "refresh": [i for i, called in enumerate(plan.refresh) if called],
         "weights": [list(w) for w in plan.weights],
+        "updates": [list(u) for u in plan.updates],
     }
 
 
@@ -40,6 +41,7 @@ def plan_from_json(value: dict) -> Plan:
         value["timesteps"],
         [i in called for i in range(steps)],
         value["weights"],
+        value.get("updates", []),
     )
 
 

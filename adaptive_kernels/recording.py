@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import AdaptiveConfig
-from .fills import coordinates
+from .fills import coordinates, updates
 from .network import NetworkCall
 from .plan import Plan
 from .sampler import AdaptiveSampler
@@ -161,7 +161,8 @@ def fit(
         state.weights[i, 0, 0, 3:6] = values.float().to(x.device) if called else 0.0
         state.weights[i, 0, 0, 0:3] = 0.0 if called else values.float().to(x.device)
         state.step(called)
-    plan = Plan(table.name, timesteps, blank.refresh, tuple(own))
+    made_for = tuple(map(tuple, updates(table).tolist()))
+    plan = Plan(table.name, timesteps, blank.refresh, tuple(own), made_for)
     return Fit(plan, state.current(), torch.stack(errors), outputs)
 
 

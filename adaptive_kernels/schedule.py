@@ -87,6 +87,10 @@ class SolverTable:
                 "init_noise_sigma and the two weights of start must be finite, "
                 f"got {self.init_noise_sigma} and {self.start}"
             )
+        if self.levels is not None and (
+            len(self.levels.a) != steps or len(self.levels.alpha) != steps + 1
+        ):
+            raise ValueError(f"levels must be those of {steps} rows, got {self.levels}")
         if self.stages < 1:
             raise ValueError(f"stages must be at least 1, got {self.stages}")
 

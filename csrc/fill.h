@@ -5,6 +5,12 @@
 
 namespace ak {
 
+// Whether the counters of sample b can be those of a sampling; reads are bound by them.
+AK_HD bool is_progress(const Args& a, int64_t b) {
+  return a.index[b] >= 0 && a.run[b] >= 0 && a.nfe[b] >= 0 && a.before[b] >= 0 &&
+         a.before[b] <= a.newest[b] && a.newest[b] <= a.index[b];
+}
+
 // Weights of the step i of sample b, by the distances to its last two refreshes.
 AK_HD Weights weights_at(const Args& a, int64_t b, int64_t i) {
   const int64_t gap = distance(i - a.newest[b], a.G);

@@ -111,7 +111,8 @@ AK_HD void fused_fill_tile(const Args& a, const Sample& s, int64_t begin, int64_
 AK_HD bool is_common_fill(const Args& a, const Sample& s) {
   return a.outputs && a.K == 1 && s.row.S == 0.0f && a.rule.stages == 1 && s.step + 1 < a.T &&
          a.input_type == a.output_type && a.input_type != ScalarType::Half && s.kept >= 2 &&
-         s.weights.f[1] != 0.0f && s.weights.f[2] == 0.0f && !s.first && !s.third;
+         s.weights.f[0] != 0.0f && s.weights.f[1] != 0.0f && s.weights.f[2] == 0.0f && !s.first &&
+         !s.third;
 }
 
 }  // namespace ak

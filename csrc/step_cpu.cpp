@@ -59,7 +59,11 @@ void decide_all(const Args& a, const std::vector<Sample>& samples, std::vector<S
 bool step_once(const Args& a, bool fresh) {
   std::vector<Sample> samples;
   for (int64_t b = 0; b < a.B; ++b) {
-    STD_TORCH_CHECK(a.index[b] >= 0, "progress must not be negative, got step ", a.index[b]);
+    STD_TORCH_CHECK(is_progress(a, b),
+                    "progress must not be negative and refreshes not lie ahead, "
+                    "got step ",
+                    a.index[b], ", run ", a.run[b], ", nfe ", a.nfe[b], ", refreshes at ",
+                    a.newest[b], " and ", a.before[b]);
     if (a.index[b] >= a.T || (a.run[b] == 0 && !fresh)) continue;
     samples.push_back(locate(a, b));
     STD_TORCH_CHECK(!a.batch_wide || samples.back().step == samples.front().step,

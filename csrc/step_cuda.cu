@@ -150,7 +150,7 @@ __device__ void sweep(const Args& a, int64_t b, int64_t step, double* third, dou
 }
 
 __device__ bool moves(const Args& a, int64_t b, bool fresh) {
-  return a.index[b] >= 0 && a.index[b] < a.T && (a.run[b] > 0 || fresh);
+  return is_progress(a, b) && a.index[b] < a.T && (a.run[b] > 0 || fresh);
 }
 
 // Thread 0: writes a sample's decision and moves it to its next step.

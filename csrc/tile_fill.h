@@ -11,10 +11,12 @@ namespace ak {
 AK_HD void load_fill(const Sample& s, int64_t begin, int64_t n, float* fill) {
   const float f0 = s.weights.f[0], f1 = s.weights.f[1], f2 = s.weights.f[2];
   const float *e0 = s.outputs[0] + begin, *e1 = s.outputs[1] + begin;
-  if (s.kept >= 2 && f1 != 0.0f) {
+  if (s.kept >= 2 && f0 != 0.0f && f1 != 0.0f) {
     for (int64_t i = 0; i < n; ++i) fill[i] = f0 * e0[i] + f1 * e1[i];
   } else {
-    for (int64_t i = 0; i < n; ++i) fill[i] = s.kept >= 1 ? f0 * e0[i] : 0.0f;
+    const float* only = f0 != 0.0f ? e0 : e1;
+    const float f = s.kept >= 1 && f0 != 0.0f ? f0 : s.kept >= 2 ? f1 : 0.0f;
+    for (int64_t i = 0; i < n; ++i) fill[i] = f != 0.0f ? f * only[i] : 0.0f;
   }
   if (s.kept < 3 || f2 == 0.0f) return;
   const float* e2 = s.outputs[2] + begin;

@@ -9,6 +9,7 @@ from networks import Interrupted, Network
 from schedulers import CASE
 
 import adaptive_kernels as ak
+from adaptive_kernels import trials
 from adaptive_kernels.demo_model import (
     NULL_LABEL,
     SAMPLE_SHAPE,
@@ -375,8 +376,7 @@ JUMP = ak.AdaptiveConfig(criterion="released", granularity="batch")
 LATE = [
     ({"model": lambda x, t, label: x * torch.nan}, "model must return finite outputs; the full"),
     ({"model": bad(Network())}, "model must return finite outputs, got NaN or Inf before step"),
-    ({"model": bad(Network())} | DEFECT, "model and decode must return finite numbers, got NaN"),
-    ({"decode": lambda x: x * torch.nan}, "model and decode must return finite numbers, got"),
+    ({"decode": lambda x: x * torch.nan}, "decode must return finite numbers, got NaN"),
     ({"decode": lambda x: x.sum()}, r"decode must return a tensor \[9, ...\], got \(\)"),
     ({"decode": lambda x: None}, r"decode must return a tensor \[9, ...\], got NoneType"),
     ({"calls": 1} | DEFECT, "calls must be within reach of the criterion, at least .*, got 1"),
@@ -476,3 +476,14 @@ def test_the_shipped_model_is_planned_better_than_a_fixed_pattern(tmp_path):
     assert ours > theirs + 3
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["chosen"]["held_out"]["psnr_db"] == pytest.approx(ours.item(), abs=0.01)
+
+
+def test_a_threshold_at_which_the_solver_diverges_is_a_bad_one_not_an_error(monkeypatch):
+    """Every trial's first call after the full runs fails: the figures say so, nothing raises."""
+    bench = trials.Bench.__new__(trials.Bench)
+    shown = torch.zeros(2, 4)
+    samples = object()
+    bench.shown, bench.data_range = {id(samples): shown}, 2.0
+    monkeypatch.setattr(bench, "_show", lambda latents, _: latents, raising=False)
+    worst = bench.quality(torch.tensor([[torch.nan] * 4, [0.0] * 4]), samples)
+    assert worst.tolist() == [trials.LEAST_DB, trials.MOST_DB]

@@ -98,7 +98,14 @@ def test_a_plan_counts_its_calls():
             ValueError,
             r"plan.timesteps must be finite, got \(5, 4, 3, 2, nan\)",
         ),
+        ({"solver": None}, TypeError, "plan.solver must be a str, got NoneType"),
         ({"weights": 3}, TypeError, "plan.weights must be a sequence, got int"),
+        ({"updates": 3}, TypeError, "plan.updates must be a sequence, got int"),
+        (
+            {"updates": ((1.0, 2.0, 0.0),) * 4},
+            ValueError,
+            "plan.updates must be three numbers for each of 5 steps, got ",
+        ),
         ({"weights": (1.0,) * 5}, TypeError, "plan.weights must hold numbers, got 1.0"),
         (
             {"weights": ((1.0, 0.0),) * 5},

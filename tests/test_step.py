@@ -283,8 +283,9 @@ def test_nan_in_one_sample_refreshes_it_and_leaves_the_others():
         assert not bool(clean.refreshed[:, 1].all())
 
 
-def test_an_output_that_a_fill_does_not_use_may_be_anything():
-    solver = problems.table(12)
+@pytest.mark.parametrize("history", [1, 2])
+def test_an_output_that_a_fill_does_not_use_may_be_anything(history):
+    solver = problems.table(12, history)
     for rule in ("defect", "third_order linear repair"):
         clean = problems.state(solver, 2, 300, problems.config(rule, solver, 1e9))
         while int(clean.nfe.min()) < 4:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from adaptive_kernels import AdaptiveConfig, calibrate, load_config, save_config
+from adaptive_kernels.store import fingerprint
 
 from .method import Method, Run
 from .ours import STREAMS, sampled
@@ -21,8 +22,11 @@ FOLDER = Path(__file__).resolve().parents[2] / "bench" / "fidelity" / "plans"
 def plan(problem: Problem, calls: int, folder: Path = FOLDER) -> AdaptiveConfig:
     """The plan of `calls` network calls for a problem, from the folder or found now."""
     batch = problem.batch(SEED)
-    # Other samples or guidance must not meet these plans.
-    name = f"{problem.name}-{len(batch.noise)}-{problem.guidance_scale}"
+    # Another model, other samples or guidance must not meet these plans.
+    parameters = getattr(problem.model, "parameters", list)()
+    weights = [p.detach().flatten()[:16].cpu() for p in parameters]
+    key = fingerprint(weights, batch.noise, batch.conditioning, batch.unconditional, TRIALS)
+    name = f"{problem.name}-{problem.guidance_scale}-{key}"
     stored = folder / name / f"{calls}.json"
     if not stored.is_file():
         found = calibrate(
