@@ -484,8 +484,8 @@ def test_a_plan_knows_the_solver_it_was_made_for():
     config = load_config("fashion-ddim-50-calls-10")
     scheduler = demo_scheduler()
     AdaptiveSampler(scheduler, 50, config)
-    with pytest.raises(ValueError, match="plan must be one for .*other coefficients"):
+    with pytest.raises(ValueError, match=r"plan must be one for .*other coefficients"):
         AdaptiveSampler(scheduler, 50, config, step_kwargs={"eta": 1.0})
     other = type(scheduler).from_config(scheduler.config, prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="plan must be one for .*other coefficients"):
+    with pytest.raises(ValueError, match=r"plan must be one for .*other coefficients"):
         AdaptiveSampler(other, 50, config)
