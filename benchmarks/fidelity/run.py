@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from adaptive_kernels.metrics import psnr, ssim
 
-from . import adaptive_dpm, deepcache, ours, peers, planned
+from . import adaptive_dpm, deepcache, oracle, ours, peers, planned
 from .method import Method
 from .problem import Problem
 from .records import Records, appearing
@@ -27,7 +27,7 @@ METHODS = [
     *peers.METHODS,
     *adaptive_dpm.METHODS,
     *deepcache.METHODS,
-    # The oracle's METHODS go here.
+    *oracle.METHODS,
 ]
 
 
