@@ -33,6 +33,8 @@ PANEL = (380, 300)
 def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
     """Draw PSNR against network calls, one panel per cell, solvers below each other.
 
+    With one number of steps the panels stand two in a row.
+
     Line: mean over the samples; dashed, for the methods of STRONG alone: mean of the worst tenth.
     The full run, infinite by definition, is named at the right. What lies below all lines of
     STRONG or far right of them is cut off.
@@ -52,11 +54,14 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
     names = {row["method"] for row in table}
     styles = _styles([m for m in STRONG if m in names] + sorted(names - {*STRONG, "full"}))
     left, top, gap, legend = 60, 34, 66, 190
-    width = left + len(counts) * (PANEL[0] + gap) + legend
-    height = max(top + len(solvers) * (PANEL[1] + gap), 60 + 20 * (len(styles) + 2))
+    cells = list(itertools.product(solvers, counts))
+    columns = len(counts) if len(counts) > 1 else min(2, len(cells))
+    width = left + columns * (PANEL[0] + gap) + legend
+    height = max(top + -(-len(cells) // columns) * (PANEL[1] + gap), 60 + 20 * (len(styles) + 2))
     figure = _figure(width, height)
     lines = {}
-    for (row, solver), (column, steps) in itertools.product(enumerate(solvers), enumerate(counts)):
+    for i, (solver, steps) in enumerate(cells):
+        row, column = divmod(i, columns)
         x, y = left + column * (PANEL[0] + gap), top + row * (PANEL[1] + gap)
         box = (x / width, 1 - (y + PANEL[1]) / height, PANEL[0] / width, PANEL[1] / height)
         axes = figure.add_axes(box)
