@@ -54,7 +54,7 @@ $(VENV)/installed: pyproject.toml setup.py $(CSRC)
 $(OLD_VENV)/installed: Makefile
 	@echo "installing torch $(OLD_TORCH) into $(OLD_VENV) (some GB the first time)"
 	$(call make_venv,$(OLD_VENV))
-	$(OLD_VENV)/bin/python -m pip install -q torch==$(OLD_TORCH) numpy tqdm pytest hypothesis \
+	$(OLD_VENV)/bin/python -m pip install -q torch==$(OLD_TORCH) numpy tqdm safetensors pytest hypothesis \
 		pytest-benchmark
 	@touch $@
 
