@@ -74,11 +74,12 @@ def calibrate(
         config: further settings of an adaptive criterion (max_skip, fill, warmup, ...).
         decode: latents [B, ...] -> what is compared; None compares latents.
         data_range: of the PSNR, in units of what is compared; 2 for images in [-1, 1].
-        trials: masks tried on the network, beyond the first few, per number of calls.
-        curve: further numbers of calls to find plans for, for the picture; None: one on either
-            side of `calls`.
+        trials: masks tried on the network, beyond the first few, for each number of calls; a plan
+            thus costs about `trials` + 8 samplings of so many calls on the tuned samples.
+        curve: further calls to find plans for, at the same cost; None: one on either side.
         out: folder for config.json, report.json and curve.png (with matplotlib) and for what has
-            been done so far: an interrupted calibration goes on there. None keeps nothing.
+            been done so far (8 bytes an element, step and sample): an interrupted calibration goes
+            on there, another target replaces the results. None keeps nothing.
         progress: whether to show a tqdm bar of network calls.
 
     Returns:
