@@ -30,6 +30,9 @@ Args:
     score: [T, B] float32, written: left over right side of the criterion that decided step i.
     outputs: [3, B, N] float32, written: e of refresh number r is in slot r mod 3; None: an output
         is used again as it is.
+    workspace: `workspace_shape` float64, written: zeros before the first call on it and between
+        calls what the last one left; one for calls that may overlap in time is an error that
+        nothing reports. Needed by kernels of a GPU; None on the CPU.
     model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
     guidance_scale: [B] float32. threshold: [B] float32.
     rows: [T, 10 + K] float32, weights: [T, G, G, 7] float32 (f, r, spread by step and by the
@@ -40,6 +43,8 @@ Args:
     criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`.
     batch_wide: one decision from the sums over all samples, which must stand at one step.
     fresh: whether waiting samples take the model output.
+    condition: handle of the conditional node of a CUDA graph whose value the launch sets: 1 while
+        some sample has steps to go, then 0. CUDA alone.
 
 Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
@@ -62,16 +67,16 @@ __all__ = ["advance", "info", "step"]
 _ARGUMENTS = """
     Tensor(a!) latents, Tensor(b!) history, Tensor(c!) model_input, Tensor(d!) timestep,
     Tensor(e!) progress, Tensor(f!) norms, Tensor(g!) refreshed, Tensor(h!) score,
-    Tensor(i!)? outputs, Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows,
+    Tensor(i!)? outputs, Tensor(j!)? workspace, Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows,
     Tensor? weights, Tensor? run_cost, Tensor seed, Tensor? noise,
     int criterion, int max_skip, int warmup, int stages, bool batch_wide
 """
 _LIBRARY = torch.library.Library("adaptive_kernels", "DEF")
-_LIBRARY.define(f"step({_ARGUMENTS}, bool fresh) -> ()")
-_LIBRARY.define(f"advance({_ARGUMENTS}) -> ()")
+_LIBRARY.define(f"step({_ARGUMENTS}, bool fresh, int? condition=None) -> ()")
+_LIBRARY.define(f"advance({_ARGUMENTS}, int? condition=None) -> ()")
 for _name in ("step", "advance"):
     _LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"adaptive_kernels::{_name}", lambda *_: None, lib=_LIBRARY)
+    torch.library.register_fake(f"adaptive_kernels::{_name}", lambda *_, **__: None, lib=_LIBRARY)
 
 
 def _load(name: str) -> tuple[bool, str]:
@@ -95,6 +100,11 @@ REFERENCE = "reference (plain torch)"
 
 step = torch.ops.adaptive_kernels.step.default
 advance = torch.ops.adaptive_kernels.advance.default
+
+
+def workspace_shape(batch: int, elements: int) -> tuple[int, int, int]:
+    """Shape of `workspace` for B samples of N elements: csrc/step_args.h."""
+    return batch, 1 + max(-(-elements // 2048), 1), 16
 
 
 def implementation(device: str) -> tuple[str, str]:

@@ -103,6 +103,7 @@ def step(
     refreshed: Tensor,  # [T, B] bool
     score: Tensor,  # [T, B] float32
     outputs: Tensor | None,  # [3, B, N] float32, ring
+    workspace: Tensor | None,  # of kernels alone
     model_output: Tensor,  # [B or 2B, N]
     guidance_scale: Tensor,  # [B] float32
     threshold: Tensor,  # [B] float32
@@ -117,8 +118,11 @@ def step(
     stages: int,
     batch_wide: bool,
     fresh: bool,
+    condition: int | None = None,
 ) -> None:
     """One solver update of every sample that does not wait for the network; see `ops.step`."""
+    if condition is not None:
+        raise RuntimeError("condition needs the CUDA library")
     ring, B, N = latents.shape
     T, K = rows.shape[0], rows.shape[1] - SCALARS
     index, run, nfe, newest, before = (row.long() for row in progress)
@@ -218,8 +222,9 @@ def step(
 
 def advance(*arguments) -> None:
     """The whole run of every sample: `step` until every sample waits; see `ops.advance`."""
-    rows, (criterion, max_skip, _, stages) = arguments[12], arguments[17:21]
+    (*arguments, condition) = arguments if len(arguments) == 24 else (*arguments, None)
+    rows, (criterion, max_skip, _, stages) = arguments[13], arguments[18:22]
     # `released` may skip five times before its guard wakes (reference_rule: first five decisions).
     longest = max(max_skip, 5) if criterion == RELEASED else max_skip
     for k in range(min(longest * stages + 1, rows.shape[0])):
-        step(*arguments, k == 0)
+        step(*arguments, k == 0, condition)

@@ -27,6 +27,7 @@ class State:
     refreshed: Tensor  # [T, B] bool
     score: Tensor  # [T, B] float32
     outputs: Tensor | None  # [3, B, N] float32
+    workspace: Tensor | None  # ops.workspace_shape float64
     model_output: Tensor  # [B or 2B, N] network dtype
     guidance_scale: Tensor  # [B] float32
     threshold: Tensor  # [B] float32
@@ -86,6 +87,9 @@ class State:
             refreshed=buffer(steps, batch, dtype=torch.bool),
             score=buffer(steps, batch, fill=torch.nan),
             outputs=None if tables.weights is None else buffer(3, batch, elements),
+            workspace=None
+            if torch.device(device).type == "cpu"
+            else buffer(*ops.workspace_shape(batch, elements), dtype=torch.float64),
             model_output=buffer(rows, elements, dtype=dtype),
             guidance_scale=buffer(batch) if guidance_scale is None else guidance_scale,
             threshold=buffer(batch, fill=config.resolved().threshold),
@@ -112,6 +116,7 @@ class State:
             self.refreshed,
             self.score,
             self.outputs,
+            self.workspace,
             self.model_output,
             self.guidance_scale,
             self.threshold,
@@ -144,7 +149,7 @@ class State:
             model_output = everyone
         if model_output is not None:
             # Between two refreshes the output is used by this call alone: no copy is needed.
-            arguments = (*arguments[:9], model_output, *arguments[10:])
+            arguments = (*arguments[:10], model_output, *arguments[11:])
         ops.advance(*arguments)
 
     @property

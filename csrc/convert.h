@@ -6,11 +6,10 @@
 // float16 conversions a row of them is done eight at a time (0.1 ns).
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
-#include "step.h"
-#include "tensor.h"
+#include "bits.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
 #include <immintrin.h>
@@ -19,17 +18,8 @@
 
 namespace ak {
 
-AK_HD float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-AK_HD uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
+using Half = c10::Half;
+using BFloat16 = c10::BFloat16;
 
 AK_HD float load(float value) { return value; }
 AK_HD float load(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.x) << 16); }

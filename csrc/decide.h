@@ -35,6 +35,15 @@ struct Sums {
   double predicted;  // of the next step, from FillTables.run_cost
 };
 
+AK_HD void add(const Sums& one, Sums* all) {
+  all->third += one.third;
+  all->first += one.first;
+  all->first_1 += one.first_1;
+  all->first_2 += one.first_2;
+  all->elements += one.elements;
+  all->defect += one.defect;
+}
+
 struct Decision {
   bool refresh;
   float score;  // left side over right side; NaN where the step was forced without one

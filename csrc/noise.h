@@ -1,11 +1,14 @@
 // Standard normal noise of a stochastic solver: a function of (seed, step, element) alone, so a
 // sample's noise depends neither on the batch nor on its place in it. Philox 4x32-10 (Salmon et
 // al., SC 2011) with key = seed and counter = (element / 4, step), then Box-Muller.
+//
+// Logarithm, sine and cosine are polynomials here (least maximal error, fitted in float64): the
+// libraries of two devices differ in the last place, and a sample must not depend on its device.
 #pragma once
 
 #include <cmath>
 
-#include "step.h"
+#include "bits.h"
 
 namespace ak {
 
@@ -27,17 +30,56 @@ AK_HD Quad philox(uint64_t seed, uint64_t quad, uint32_t step) {
   return c;
 }
 
-// The middle of one of 2^23 equal cells of (0, 1): exact in float32 and never 0 or 1.
-AK_HD float uniform(uint32_t bits) { return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f; }
+// ln((w + 1/2) / 2^23) of the upper 23 bits w: the middle of one of 2^23 equal cells of (0, 1).
+// Relative error 2^-23. With u = 2^e (1 + f), 1 + f in (0.7, 1.42], and a polynomial P,
+// ln u = f - f^2 / 2 + f^3 P(f) + e ln 2, the last in two parts of which the first is exact.
+AK_HD float log_uniform(uint32_t bits) {
+  const float u = (static_cast<float>(static_cast<int32_t>(bits >> 9)) + 0.5f) * 0x1p-23f;
+  // The exponent of u / sqrt(1/2), rounded down.
+  const int32_t e = static_cast<int32_t>(to_bits(u) - 0x3f3504f3u) >> 23;
+  const float f = from_bits(to_bits(u) - (static_cast<uint32_t>(e) << 23)) - 1.0f;
+  float p = -0.07634493f;
+  p = p * f + 0.12761575f;
+  p = p * f - 0.13160183f;
+  p = p * f + 0.14201759f;
+  p = p * f - 0.16623357f;
+  p = p * f + 0.20001227f;
+  p = p * f - 0.2500082f;
+  p = p * f + 0.3333333f;
+  const float scale = static_cast<float>(e), square = f * f;
+  const float small = p * f * square + scale * -2.1219444e-4f;
+  return (small - 0.5f * square) + f + scale * 0.693359375f;
+}
+
+// cos and sin of 2 pi (w + 1/2) / 2^23 of the upper 23 bits w, to 2^-23. The angle is taken apart
+// into the nearest quarter turn and a rest of at most an eighth of a turn, exactly.
+AK_HD void cos_sin_uniform(uint32_t bits, float* cosine, float* sine) {
+  const uint32_t w = bits >> 9, quarter = (w + (1u << 20)) >> 21;
+  const float r = (static_cast<float>(static_cast<int32_t>(w - (quarter << 21))) + 0.5f) * 0x1p-21f;
+  const float z = r * r;
+  float c = 0.00090402167f, s = -0.004601658f;
+  c = c * z - 0.020860288f;
+  c = c * z + 0.25366923f;
+  c = c * z - 1.2337005f;
+  s = s * z + 0.07968003f;
+  s = s * z - 0.6459635f;
+  s = s * z + 1.5707964f;
+  c = c * z + 1.0f;
+  s = s * r;
+  const float x = quarter & 1u ? s : c, y = quarter & 1u ? c : s;
+  *cosine = (quarter + 1u) & 2u ? -x : x;
+  *sine = quarter & 2u ? -y : y;
+}
 
 // Four normal deviates for elements 4 quad .. 4 quad + 3.
 AK_HD void normal4(uint64_t seed, uint64_t quad, uint32_t step, float out[4]) {
   const Quad bits = philox(seed, quad, step);
   for (int pair = 0; pair < 2; ++pair) {
-    const float radius = std::sqrt(-2.0f * std::log(uniform(bits.v[2 * pair])));
-    const float angle = 6.28318530717958647692f * uniform(bits.v[2 * pair + 1]);
-    out[2 * pair] = radius * std::cos(angle);
-    out[2 * pair + 1] = radius * std::sin(angle);
+    const float radius = std::sqrt(-2.0f * log_uniform(bits.v[2 * pair]));
+    float cosine, sine;
+    cos_sin_uniform(bits.v[2 * pair + 1], &cosine, &sine);
+    out[2 * pair] = radius * cosine;
+    out[2 * pair + 1] = radius * sine;
   }
 }
 

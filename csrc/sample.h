@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "fill.h"
+#include "progress.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define AK_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -20,6 +20,7 @@ constexpr int64_t kTile = 1024;
 constexpr int64_t kChunk = 16 * kTile;
 
 struct Sample {
+  Place at;
   int64_t b, step;
   Row row;
   const float* x;                   // latents at `step`
@@ -28,7 +29,7 @@ struct Sample {
   int64_t lags;                       // terms of the history that exist, h_i included
   const float* history[kMaxHistory];  // h_{i-1}, h_{i-2}, ...
   float* history_next;
-  bool boundary, third, first;     // what the criterion needs of this step
+  bool third, first, defect;       // what the criterion needs of this step
   bool fresh;                      // on a new model output
   Weights weights;                 // from here on: with a fill other than reuse
   int64_t kept;                    // outputs that exist
@@ -60,16 +61,17 @@ AK_HD double tile_sum(int64_t n, Term term) {
 
 inline Sample locate(const Args& a, int64_t b) {
   Sample s = {};
+  s.at = place_of(a, b);
   s.b = b;
-  s.step = a.index[b];
+  s.step = s.at.index;
   s.row = row_at(a.rows, a.width, s.step);
   const auto ring = [&](int64_t step) { return a.latents + (slot(step, a.R) * a.B + b) * a.N; };
   const int64_t next = s.step + 1, stages = a.rule.stages;
   s.x = ring(s.step);
   s.x_next = ring(next);
-  s.boundary = next % stages == 0;
-  s.first = s.boundary && needs_first(a.rule.criterion);
-  s.third = s.boundary && needs_third(a.rule.criterion) && next >= 3 * stages;
+  s.first = wants_first(a, s.at);
+  s.third = wants_third(a, s.at);
+  s.defect = wants_defect(a, s.at);
   if (s.first) s.x_back = ring(next - stages);
   if (s.third) {
     s.x_1 = ring(next - 2 * stages);
@@ -82,14 +84,14 @@ inline Sample locate(const Args& a, int64_t b) {
   for (int64_t k = 1; k < s.lags; ++k)
     s.history[k - 1] = a.history + (slot(s.step - k, depth) * a.B + b) * a.N;
   if (depth > 0) s.history_next = a.history + (slot(s.step, depth) * a.B + b) * a.N;
-  s.fresh = a.run[b] == 0;
+  s.fresh = is_fresh(s.at);
   if (a.outputs) {
     const auto kept = [&](int64_t r) { return a.outputs + (r % kOutputs * a.B + b) * a.N; };
-    s.weights = weights_at(a, b, s.step);
-    s.kept = std::min<int64_t>(a.nfe[b], kOutputs);
+    s.weights = weights_at(a, s.at);
+    s.kept = std::min<int64_t>(s.at.nfe, kOutputs);
     for (int64_t k = 0; k < kOutputs; ++k)
-      s.outputs[k] = kept(std::max<int64_t>(a.nfe[b] - 1 - k, 0));  // read only where it exists
-    s.output = kept(a.nfe[b]);
+      s.outputs[k] = kept(std::max<int64_t>(s.at.nfe - 1 - k, 0));  // read only where it exists
+    s.output = kept(s.at.nfe);
   }
   s.seed = static_cast<uint64_t>(a.seed[b]);
   if (a.noise) s.noise = a.noise + (s.step * a.B + b) * a.N;

@@ -30,7 +30,7 @@ AK_HD void keep_output(const Args& a, const Sample& s, int64_t begin, int64_t n,
   const Row& row = s.row;
   const float* x = s.x + begin;
   for (int64_t i = 0; i < n; ++i) e[i] = kept_output(row, x[i], m[i]);
-  if (s.boundary && needs_defect(a.rule.criterion)) {
+  if (s.defect) {
     load_fill(s, begin, n, fill);
     sums->defect += tile_sum(n, [&](int64_t i) {
       const float d = e[i] - fill[i];

@@ -84,11 +84,13 @@ def plan(solver, seed=0):
     )
 
 
-def state(solver, batch, elements, config=None, guided=False, dtype=torch.float32, seed=0):
+def state(
+    solver, batch, elements, config=None, guided=False, dtype=torch.float32, seed=0, cls=State
+):
     g = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(batch, elements, generator=g)
     scale = torch.rand(batch, generator=g) * 4 if guided else None
-    made = State.begin(solver, x, config or AdaptiveConfig(), guidance_scale=scale, dtype=dtype)
+    made = cls.begin(solver, x, config or AdaptiveConfig(), guidance_scale=scale, dtype=dtype)
     # Whatever an op must not read is NaN.
     made.latents[1:] = torch.nan
     made.history.fill_(torch.nan)
@@ -102,7 +104,7 @@ def clone(original):
         name: value.clone() if isinstance(value, torch.Tensor) else value
         for name, value in vars(original).items()
     }
-    return State(**values)
+    return type(original)(**values)
 
 
 def outputs(of, tick, seed=0):

@@ -1,0 +1,224 @@
+// CUDA kernel of `advance`: the whole run of every sample in one launch, and the choice of it.
+//
+// Computes: what `step` does until every sample waits, with the same bits.
+// Work: blocks of 512 threads, 4 neighbours a thread, so a block does a piece of 2048 elements. The
+// length of a run is known before anything is written. Where it takes sums, the grid runs at once
+// (cooperatively) and in two halves: every block gathers its piece's sums, of the defect or of all
+// the steps the run may have; a sample's last block decides the whole run; after a barrier every
+// block takes the steps of the run in registers and writes what they leave. A block with one piece
+// holds it in registers from the first half to the second, else it is read again.
+// Bytes per element: those of the first step (twice where not held), 4 for every latent of the run
+// that stays in the ring, and one network input; `step` repeated moves all of it at every step.
+#pragma once
+
+#include "step_kernel.h"
+
+namespace ak {
+
+constexpr int kAdvanceThreads = 512;
+constexpr int kAdvanceElements = 4;
+static_assert(kAdvanceThreads * kAdvanceElements == kPiece, "a block does a piece");
+
+// Steps whose differences fit into the sums of a piece.
+constexpr int64_t kMaxCandidates = kSums / 2;
+
+AK_HD bool decides_by_sums(const Args& a) {
+  return needs_first(a.rule.criterion) || needs_defect(a.rule.criterion);
+}
+
+// Steps that the run of a sample can have at most.
+AK_HD int64_t most_steps(const Args& a, const Place& at) {
+  return least(a.T - at.index, longest_run(a.rule, a.T));
+}
+
+template <bool kFilled>
+__device__ __forceinline__ Weights weights_of(const Args& a, const Place& at) {
+  if constexpr (kFilled) return weights_at(a, at);
+  return {};
+}
+
+// The first half for a piece: its sums.
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
+                                           Group<kAdvanceElements, kHistory, true> g,
+                                           WarpSums<kAdvanceThreads>& sums) {
+  constexpr int V = kAdvanceElements;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (needs_defect(a.rule.criterion)) {
+    if (!kFilled || !wants_defect(a, at)) return 0;
+    double sum = 0;
+    if (g.n > 0) sum = sum_defect(at, row_at(a.rows, a.width, at.index), weights_at(a, at), g);
+    sum = warp_sum(sum);
+    if (lane == 0) sums[kDefectColumn][warp] = sum;
+    return 1u << kDefectColumn;
+  }
+  Place p = at;
+  const int64_t most = p.index + 1 < a.rule.warmup ? 1 : most_steps(a, at);
+  for (int64_t k = 0; k < most; ++k) {
+    double third = 0, first = 0;
+    if (g.n > 0) {
+      float x_next[V];
+      solve<kFilled>(a, p, row_at(a.rows, a.width, p.index), weights_of<kFilled>(a, p), &g, x_next);
+      if (wants_third(a, p)) third = sum_third(g.n, x_next, g.x, g.x_1, g.x_2);
+      first = sum_first(a, g.n, x_next, g.x);
+      shift(x_next, &g);
+    }
+    third = warp_sum(third);
+    first = warp_sum(first);
+    if (lane == 0) {
+      sums[2 * k + kThirdColumn][warp] = third;
+      sums[2 * k + kFirstColumn][warp] = first;
+    }
+    step_past(&p);
+  }
+  return (1u << (2 * most)) - 1;
+}
+
+// By a sample's last block: decides the whole run and leaves its length in the head.
+__device__ __attribute__((noinline)) void decide_run(const Args& a, int64_t b, uint32_t columns) {
+  const Place at = place_of(a, b);
+  using Totals = double[kSums];
+  AK_SHARED(Totals, totals);
+  const int warp = threadIdx.x / 32;
+  __syncthreads();
+  if (warp < kSums) {
+    const bool wanted = columns >> warp & 1u;
+    const double total = wanted ? column_total(column_of(a, at.b, warp), a.pieces) : 0.0;
+    if (threadIdx.x % 32 == 0) totals[warp] = total;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  const bool defect = needs_defect(a.rule.criterion);
+  const int64_t most = most_steps(a, at);
+  Place p = at;
+  int32_t length = 0;
+  do {
+    const int column = defect ? 0 : 2 * length;
+    const Sums sums = {
+        totals[column + kThirdColumn], totals[column + kFirstColumn], p.norms[0], p.norms[1],
+        static_cast<double>(a.N),      totals[kDefectColumn],         0.0};
+    conclude(a, &p, sums.first, sums);
+    ++length;
+  } while (p.run > 0 && length < most);
+  save(a, p);
+  if (p.index == a.T && length > 1)
+    set_timestep(a, at.b, row_at(a.rows, a.width, a.T - 2).timestep);
+  tell_graph(a, p);
+  head_of(a, at.b)->length = length;
+}
+
+// The length of a run that takes no sums.
+__device__ __attribute__((noinline)) int64_t known_length(const Args& a, int64_t b) {
+  Place at = place_of(a, b);
+  const int64_t most = most_steps(a, at);
+  int64_t length = 0;
+  do {
+    move_on(a, &at, 0.0, Sums{});
+    ++length;
+  } while (at.run > 0 && length < most);
+  return length;
+}
+
+// The second half for a piece: takes the steps and writes what they leave.
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
+                                    Group<kAdvanceElements, kHistory, true>& g) {
+  constexpr int V = kAdvanceElements;
+  const auto write = [&](const float (&from)[V], float* to) { g.store(from, g.n, to + g.from); };
+  for (int64_t k = 0; k < length; ++k) {
+    const Row row = row_at(a.rows, a.width, at.index);
+    float x_next[V];
+    solve<kFilled>(a, at, row, weights_of<kFilled>(a, at), &g, x_next);
+    // What a later step of the run would overwrite is left out.
+    if (k + a.R >= length) write(x_next, ring(a, at, at.index + 1));
+    if (a.K > 1 && k + a.K - 1 >= length) write(g.h, kept(a, at, at.index));
+    if (kFilled && is_fresh(at)) write(g.e[0], output(a, at, at.nfe));
+    // At the end of a sampling the input of its last step stays.
+    if (at.index + 1 < a.T && (k + 1 == length || at.index + 2 == a.T))
+      write_input(a, at, row, g, x_next);
+    shift(x_next, &g);
+    step_past(&at);
+  }
+}
+
+template <bool kFilled, int kHistory>
+__global__ void __launch_bounds__(kAdvanceThreads)
+    advance_kernel(const __grid_constant__ Args a, const uint32_t blocks) {
+  AK_SHARED(WarpSums<kAdvanceThreads>, sums);
+  using Held = Group<kAdvanceElements, kHistory, true>;
+  const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
+  const Place at = place_of(a, b);
+  const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
+  const auto load = [&](int64_t piece, Held* g) {
+    g->from = piece * kPiece + threadIdx.x * kAdvanceElements;
+    g->n = static_cast<int>(least(kAdvanceElements, a.N - g->from));
+    if (g->n <= 0) return;
+    load_group<kFilled>(a, at, true, g);
+    if constexpr (kFilled) load_outputs(a, at, weights_at(a, at), true, g);
+  };
+  Held g = {};
+  if (!moving && block == 0 && threadIdx.x == 0) tell_graph(a, at);
+  if (moving && by_sums) {
+    uint32_t columns = 0;
+    for (int64_t piece = block; piece < a.pieces; piece += blocks) {
+      load(piece, &g);
+      __syncthreads();
+      columns = gather<kFilled, kHistory>(a, at, g, sums);
+      __syncthreads();
+      write_piece<kAdvanceThreads>(a, b, piece, columns, sums);
+    }
+    if (arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, columns);
+  }
+  if (by_sums) wait_for_grid(head_of(a, 0));
+  if (!moving) return;
+  const int64_t length = by_sums ? __ldcg(&head_of(a, b)->length) : known_length(a, b);
+  const bool held = by_sums && blocks == a.pieces;
+  for (int64_t piece = block; piece < a.pieces; piece += blocks) {
+    if (!held) load(piece, &g);
+    if (g.n > 0) run<kFilled, kHistory>(a, at, length, g);
+  }
+  if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, 0);
+}
+
+template <bool kFilled, int kHistory>
+bool launch_advance_kernel(const Args& a, cudaStream_t stream, cudaError_t* error) {
+  const auto kernel = advance_kernel<kFilled, kHistory>;
+  static Residency residency;
+  const bool by_sums = decides_by_sums(a);
+  const int64_t resident = by_sums ? residency.cooperative_blocks(kernel, kAdvanceThreads)
+                                   : 2 * residency.blocks(kernel, kAdvanceThreads);
+  int64_t blocks = least(a.pieces, resident / a.B);
+  if (blocks == 0 && by_sums) return false;
+  blocks = blocks > 1 ? blocks : 1;
+  *error = launch(kernel, a.B * blocks, kAdvanceThreads, by_sums, stream, a,
+                  static_cast<uint32_t>(blocks));
+  return true;
+}
+
+// What the registers of a run hold: one decision per sample, steps that are whole steps where
+// differences decide, a short history, and sums of all steps that a run may have.
+inline bool fits_one_launch(const Args& a) {
+  const int64_t longest = longest_run(a.rule, a.T);
+  if (!a.aligned || a.batch_wide || a.K > 3 || longest == 1) return false;
+  return !needs_first(a.rule.criterion) || (a.rule.stages == 1 && longest <= kMaxCandidates);
+}
+
+template <bool kFilled>
+bool launch_advance_filled(const Args& a, cudaStream_t stream, cudaError_t* error) {
+  return a.K == 1 ? launch_advance_kernel<kFilled, 1>(a, stream, error)
+                  : launch_advance_kernel<kFilled, 3>(a, stream, error);
+}
+
+// One launch where it can be done so, else `step` repeated.
+inline cudaError_t launch_advance(const Args& a, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  if (fits_one_launch(a) && (a.outputs ? launch_advance_filled<true>(a, stream, &error)
+                                       : launch_advance_filled<false>(a, stream, &error)))
+    return error;
+  const int64_t longest = longest_run(a.rule, a.T);
+  for (int64_t k = 0; k < longest && error == cudaSuccess; ++k)
+    error = launch_step(a, k == 0, stream);
+  return error;
+}
+
+}  // namespace ak
