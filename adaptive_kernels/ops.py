@@ -50,16 +50,18 @@ Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memor
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 
 Schemas live here; `reference` is the ops' default implementation (CompositeExplicitAutograd), and
-the compiled libraries override it per device. Ops write into what they get and return nothing.
+the compiled libraries override it per device, or `triton_kernels` where there is none. Ops write
+into what they get and return nothing; torch.compile sees one opaque call.
 """
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from . import reference
+from . import reference, triton_kernels
 from .version import __version__
 
 __all__ = ["advance", "info", "step"]
@@ -67,8 +69,9 @@ __all__ = ["advance", "info", "step"]
 _ARGUMENTS = """
     Tensor(a!) latents, Tensor(b!) history, Tensor(c!) model_input, Tensor(d!) timestep,
     Tensor(e!) progress, Tensor(f!) norms, Tensor(g!) refreshed, Tensor(h!) score,
-    Tensor(i!)? outputs, Tensor(j!)? workspace, Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows,
-    Tensor? weights, Tensor? run_cost, Tensor seed, Tensor? noise,
+    Tensor(i!)? outputs, Tensor(j!)? workspace,
+    Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows, Tensor? weights,
+    Tensor? run_cost, Tensor seed, Tensor? noise,
     int criterion, int max_skip, int warmup, int stages, bool batch_wide
 """
 _LIBRARY = torch.library.Library("adaptive_kernels", "DEF")
@@ -83,7 +86,7 @@ def _load(name: str) -> tuple[bool, str]:
     """Loads a compiled library that stands beside this file: (loaded, why)."""
     cuda = torch.version.cuda
     if name == "_C_cuda" and cuda is None:
-        return False, "this torch is a CPU build"
+        return False, f"this torch is a {'ROCm' if torch.version.hip else 'CPU'} build"
     found = sorted(Path(__file__).parent.glob(f"{name}.*.so"))
     if not found:
         wanted = "a C++ compiler" if cuda is None or name == "_C" else f"nvcc of CUDA {cuda[:2]}"
@@ -95,8 +98,23 @@ def _load(name: str) -> tuple[bool, str]:
     return True, f"loaded {found[-1].name}"
 
 
+def _portable(name: str) -> Callable[..., None]:
+    """The op in Triton, or in plain torch where Triton cannot be imported."""
+
+    def run(*arguments, **named):
+        module = triton_kernels if triton_kernels.available()[0] else reference
+        getattr(module, name)(*arguments, **named)
+
+    return run
+
+
 _LOADED = {name: _load(name) for name in ("_C", "_C_cuda")}
+for _name in ("step", "advance"):
+    _LIBRARY.impl(_name, _portable(_name), "XPU")
+    if not _LOADED["_C_cuda"][0]:  # ROCm's tensors have this key too
+        _LIBRARY.impl(_name, _portable(_name), "CUDA")
 REFERENCE = "reference (plain torch)"
+COMPILED = {"cpu": ("_C", "compiled C++"), "cuda": ("_C_cuda", "compiled CUDA")}
 
 step = torch.ops.adaptive_kernels.step.default
 advance = torch.ops.adaptive_kernels.advance.default
@@ -109,24 +127,27 @@ def workspace_shape(batch: int, elements: int) -> tuple[int, int, int]:
 
 def implementation(device: str) -> tuple[str, str]:
     """(implementation, why) that serves a device type such as "cpu" or "cuda"."""
-    library = {"cpu": "_C", "cuda": "_C_cuda"}.get(device)
-    if library is None:
-        return REFERENCE, "no kernels in this version; the reference needs a device with float64"
-    loaded, why = _LOADED[library]
-    if not loaded:
-        return REFERENCE, why
-    if device == "cuda" and not torch.cuda.is_available():
-        why += "; no CUDA device is here"
-    return {"cpu": "compiled C++", "cuda": "compiled CUDA"}[device], why
+    library, name = COMPILED.get(device, (None, None))
+    loaded, why = _LOADED[library] if library else (False, "no compiled library for this device")
+    if loaded:
+        if device == "cuda" and not torch.cuda.is_available():
+            why += "; no CUDA device is here"
+        return name, why
+    if device not in ("cuda", "xpu"):
+        return REFERENCE, why if library else f"{why}; the reference needs one with float64"
+    found, triton = triton_kernels.available()
+    return ("Triton" if found else REFERENCE), f"{why}; {triton}"
 
 
 @functools.cache
 def warn_if_slow(device: str) -> None:
-    """Says once per device type that the plain-torch reference serves it, and why."""
+    """Says once per device type that a slower implementation than its best serves it, and why."""
     name, why = implementation(device)
-    if name == REFERENCE:
+    # Where no library can be compiled for a device, Triton is its best.
+    best = "Triton" if device == "xpu" or torch.version.hip else COMPILED.get(device, ("", ""))[1]
+    if name != best:
         warnings.warn(
-            f"{device} tensors are served by the slower {REFERENCE}: {why}",
+            f"{device} tensors are served by the slower {name}: {why}",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -140,6 +161,6 @@ def info() -> dict:
         "libraries": {name: {"loaded": ok, "why": why} for name, (ok, why) in _LOADED.items()},
         "serves": {
             device: dict(zip(("implementation", "why"), implementation(device), strict=True))
-            for device in ("cpu", "cuda", "other")
+            for device in ("cpu", "cuda", "xpu", "other")
         },
     }

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: built once with tests/emulation in CUDA's place, called by states."""
+"""The CUDA kernels on the CPU, built with tests/emulation for CUDA; states that call them."""
 
 import ctypes
 import hashlib

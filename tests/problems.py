@@ -99,6 +99,18 @@ def state(
     return made
 
 
+def ready(rule="third_order", threshold=0.3, **options):
+    """A small state in which an op may read everything."""
+    solver = table(8, 2)
+    of = state(solver, 2, 40, config(rule, solver, threshold), **options)
+    of.latents.nan_to_num_(0.5)
+    of.history.nan_to_num_(0.5)
+    if of.outputs is not None:
+        of.outputs.nan_to_num_(0.5)
+    of.model_output.copy_(outputs(of, 0))
+    return of
+
+
 def clone(original):
     values = {
         name: value.clone() if isinstance(value, torch.Tensor) else value

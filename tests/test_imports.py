@@ -9,7 +9,9 @@ import adaptive_kernels
 
 ROOT = Path(adaptive_kernels.__file__).parent
 # A module may import from the rooms left of it; leaves import from no room at all.
-LEAVES = ["version", "plan", "metrics", "probe", "reference", "demo_model", "tradeoff", "store"]
+LEAVES = [
+    *["version", "plan", "metrics", "probe", "reference", "demo_model", "tradeoff", "store"],
+]
 LAYERS = [
     *LEAVES,
     "config",
@@ -19,6 +21,9 @@ LAYERS = [
     "schedule",
     "fills",
     "report",
+    "triton_decide",
+    "triton_step",
+    "triton_kernels",
     "ops",
     "state",
     "network",
