@@ -3,6 +3,7 @@
 Both use LibTorch's stable ABI with target 2.11, so one build runs on torch 2.11 and newer.
 """
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -37,6 +38,8 @@ def cuda_library(toolkit, version):
     known = ["75", "80", "90"] + (["100", "120"] if version >= (12, 8) else [])
     codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in known]
     codes.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        codes = []  # torch reads the list itself
     return cpp_extension.CUDAExtension(
         "adaptive_kernels._C_cuda",
         ["csrc/step_cuda.cu"],
