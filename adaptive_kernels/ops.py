@@ -18,7 +18,9 @@ A sample with run = 0 waits for the network; with `fresh` its model output has j
 and is taken. T steps, B samples of N elements, K history terms, ring depth R >= 3 stages + 1.
 
 Args:
-    latents: [R, B, N] float32, written; the latents of step i are in slot i mod R.
+    latents: [R, B, N] float32, written; the latents of step i are in slot i mod R, those of a
+        sample's own step and of as many before it as its criterion reads. Other slots hold
+        anything: `advance` may leave out what no later step reads.
     history: [K - 1, B, N] float32, written; h_i is in slot i mod (K - 1).
     model_input: [B or 2B, N] float32, float16 or bfloat16, written: c_{i+1} x_{i+1}.
     timestep: [B or 2B] float32 or int64, written: t_{i+1} in the scheduler's units.

@@ -1,56 +1,121 @@
 #!/usr/bin/env bash
-# One command on a machine with an NVIDIA GPU, torch 2.11 or newer, nvcc, pytest and hypothesis:
-# builds in place, runs `pytest -m gpu`, writes $OUT/gpu_check.json (default: bench/) with device,
-# driver, torch and commit, goes on after a failure and ends with what failed.
+# Proves and measures the kernels on a machine with one NVIDIA GPU, in under ten minutes.
+#
+#   benchmarks/gpu_check.sh [--out DIR] [--python PROGRAM] [--commit ID] [--seconds N] [--skip-build]
+#
+# Needs torch 2.11 or newer, its nvcc, pytest and pytest-benchmark; no network, no diffusers. Builds
+# in place, runs the GPU tests, compute-sanitizer where it is, and the benchmarks. A part that fails
+# or runs out of time does not end it. DIR (default: $OUT, else bench/gpu) gets a log of every part
+# and gpu_check.json, rewritten after every part: device, versions, tests, sanitizers, every time
+# with its bytes and ratios, whether each aim is met, and what failed. Exit code 1 if anything did.
 set -u
 cd "$(dirname "$0")/.."
-OUT=${OUT:-bench}
-PYTHON=${PYTHON:-python3}
-mkdir -p "$OUT"
-failed=()
+out=${OUT:-bench/gpu} python=${PYTHON:-python3} seconds=570 build=yes commit=()
 
-"$PYTHON" setup.py build_ext --inplace > "$OUT/build.log" 2>&1 || failed+=("build")
-PYTHONPATH=. "$PYTHON" -m pytest -m gpu tests/test_gpu.py --junitxml="$OUT/gpu_tests.xml" \
-  > "$OUT/gpu_tests.log" 2>&1 || failed+=("tests")
-tail -n 15 "$OUT/gpu_tests.log"
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out) out=$2 && shift 2 ;;
+    --python) python=$2 && shift 2 ;;
+    --commit) commit=(--commit "$2") && shift 2 ;;
+    --seconds) seconds=$2 && shift 2 ;;
+    --skip-build) build=no && shift ;;
+    *) echo "gpu_check.sh: $1 is no option of it" >&2 && exit 2 ;;
+  esac
+done
 
-PYTHONPATH=. FAILED="${failed[*]:-}" "$PYTHON" - "$OUT" << 'PYTHON_END' || failed+=("report")
-import json, os, subprocess, sys
-import xml.etree.ElementTree as xml
-from pathlib import Path
+mkdir -p "$out" || exit 1
+rm -f "$out"/{gpu_check.json,bench.json,tests.xml,build.log,tests.log,sanitize.log,bench.log}
+device=$(mktemp) || exit 1
+export PYTHONPATH=. PYTHONUNBUFFERED=1
+parts=() running=
 
-import torch
+trap 'rm -f "$device"' EXIT
+# An interrupted check ends its part and leaves what it has.
+trap '[ -z "$running" ] || kill "$running"; parts+=("interrupted:130:$SECONDS"); report; exit 1' \
+  INT TERM
 
-from adaptive_kernels import ops
+# Writes gpu_check.json from what is there.
+report() { "$python" benchmarks/gpu_report.py --out "$out" --device "$device" "$@" "${parts[@]}"; }
 
-out = Path(sys.argv[1])
-suite = xml.parse(out / "gpu_tests.xml").getroot().find("testsuite")
-
-
-def ask(*command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return f"{command[0]} is not here"
-
-
-report = {
-    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    "driver": ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-    "torch": torch.__version__,
-    "commit": ask("git", "rev-parse", "HEAD"),
-    "tests": {key: int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")},
-    "failed": os.environ["FAILED"].split(),
-    "info": ops.info(),
+# seconds_for MOST KEPT: what a part gets: MOST, or what is left but for the KEPT of later parts.
+seconds_for() {
+  local left=$((seconds - SECONDS - $2))
+  echo $((left < $1 ? left : $1))
 }
-(out / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
-print(json.dumps({k: report[k] for k in ("device", "torch", "commit", "tests")}))
-if report["device"] is None or report["tests"]["skipped"]:
-    sys.exit("no GPU was used: nothing is proven")
-PYTHON_END
 
-if [ ${#failed[@]} -gt 0 ]; then
-  echo "failed: ${failed[*]} (logs in $OUT)"
+# part NAME LIMIT LOG COMMAND...
+part() {
+  local name=$1 limit=$2 log=$3 began=$SECONDS status
+  shift 3
+  echo "== $name, at most $limit s: $*" >> "$log"
+  if [ "$limit" -gt 0 ]; then
+    echo "$name (at most $limit s)"
+    # In the background, so that an interruption is noticed at once.
+    timeout --kill-after=5 "$limit" "$@" >> "$log" 2>&1 &
+    running=$!
+    wait $running
+    status=$?
+    running=
+  else
+    status=124
+  fi
+  parts+=("$name:$status:$((SECONDS - began))")
+  report --quiet
+  return $status
+}
+
+skip() {
+  parts+=("$1:skipped:$2")
+  echo "$1 skipped: $2"
+}
+
+here() { timeout 120 "$python" benchmarks/gpu_device.py "${commit[@]}" "$@"; }
+
+here > "$device"
+status=$?
+parts+=("device:$status:$SECONDS")
+if [ $status -ne 0 ]; then
+  # Nothing else can be proven without a GPU.
+  report || [ -e "$out/gpu_check.json" ] || echo "gpu_check.sh: $python does not run" >&2
   exit 1
 fi
-echo "all passed"
+
+if [ $build = yes ]; then
+  # For this GPU alone, where setup.py lets it: a fraction of the time.
+  TORCH_CUDA_ARCH_LIST=$(sed -n 's/.*"capability": "\(.*\)".*/\1/p' "$device") \
+    part build "$(seconds_for 250 300)" "$out/build.log" "$python" setup.py build_ext --inplace
+else
+  skip build "as asked"
+fi
+here --served > "$device"
+parts+=("library:$?:0")
+
+# The files that hold tests for a GPU; others need packages that may be missing. conftest.py needs
+# hypothesis, and only skips what cannot run here.
+files=$(grep -l 'pytest\.mark\.gpu' tests/test_*.py)
+alone=$("$python" -c 'import hypothesis' 2> /dev/null || echo --noconftest)
+# shellcheck disable=SC2086  # several files, and no option at all
+part tests "$(seconds_for 220 210)" "$out/tests.log" "$python" -m pytest -m gpu -vv --durations=10 \
+  -o faulthandler_timeout=100 --continue-on-collection-errors -p no:cacheprovider $alone \
+  --junitxml="$out/tests.xml" ${files:-tests/test_gpu.py}
+
+sanitizer=$(command -v compute-sanitizer ||
+  ls -d /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | tail -n 1)
+kept=185
+for tool in memcheck racecheck initcheck; do
+  kept=$((kept - 15))
+  if [ -z "$sanitizer" ]; then
+    skip $tool "compute-sanitizer is not here"
+    continue
+  fi
+  # Without torch's allocator every tensor has bounds of its own.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    part $tool "$(seconds_for 60 $kept)" "$out/sanitize.log" "$sanitizer" --tool $tool \
+    --error-exitcode 9 "$python" benchmarks/gpu_sanitize.py
+done
+
+limit=$(seconds_for 400 10)
+part benchmarks "$limit" "$out/bench.log" "$python" benchmarks/gpu_bench.py \
+  --out "$out/bench.json" --seconds $((limit - 15))
+
+report

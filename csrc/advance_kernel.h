@@ -7,8 +7,9 @@
 // the steps the run may have; a sample's last block decides the whole run; after a barrier every
 // block takes the steps of the run in registers and writes what they leave. A block with one piece
 // holds it in registers from the first half to the second, else it is read again.
-// Bytes per element: those of the first step (twice where not held), 4 for every latent of the run
-// that stays in the ring, and one network input; `step` repeated moves all of it at every step.
+// Bytes per element: what the first step reads (twice where not held), 4 for every latent that the
+// step after the run reads (three for third_order, else one), the history, a refresh's output and
+// one network input; `step` repeated moves all of it at every step.
 #pragma once
 
 #include "step_kernel.h"
@@ -129,8 +130,8 @@ __device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
     const Row row = row_at(a.rows, a.width, at.index);
     float x_next[V];
     solve<kFilled>(a, at, row, weights_of<kFilled>(a, at), &g, x_next);
-    // What a later step of the run would overwrite is left out.
-    if (k + a.R >= length) write(x_next, ring(a, at, at.index + 1));
+    // What no step after the run reads is left out.
+    if (k + latents_read(a.rule) >= length) write(x_next, ring(a, at, at.index + 1));
     if (a.K > 1 && k + a.K - 1 >= length) write(g.h, kept(a, at, at.index));
     if (kFilled && is_fresh(at)) write(g.e[0], output(a, at, at.nfe));
     // At the end of a sampling the input of its last step stays.

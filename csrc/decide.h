@@ -64,6 +64,12 @@ AK_HD bool needs_first(int64_t criterion) {
 
 AK_HD bool needs_defect(int64_t criterion) { return criterion == kDefect; }
 
+// Latents that a step reads: its own, and those of the steps before it.
+AK_HD int64_t latents_read(const Rule& rule) {
+  if (needs_third(rule.criterion)) return 3 * rule.stages;
+  return needs_first(rule.criterion) ? rule.stages : 1;
+}
+
 // Rows a sample can take on one network output, refresh included. `released` may skip five times
 // before its guard wakes.
 AK_HD int64_t longest_run(const Rule& rule, int64_t steps) {

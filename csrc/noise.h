@@ -12,22 +12,29 @@
 
 namespace ak {
 
-struct Quad {
-  uint32_t v[4];
-};
-
-AK_HD Quad philox(uint64_t seed, uint64_t quad, uint32_t step) {
+// Philox's four words of Q counters quad, quad + 1, ...: loops that a compiler turns into vector
+// code.
+template <int Q>
+AK_HD void philox(uint64_t seed, uint64_t quad, uint32_t step, uint32_t (&c)[4][Q]) {
+  for (int q = 0; q < Q; ++q) {
+    c[0][q] = static_cast<uint32_t>(quad + q);
+    c[1][q] = static_cast<uint32_t>((quad + q) >> 32);
+    c[2][q] = step;
+    c[3][q] = 0u;
+  }
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  Quad c = {{static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32), step, 0u}};
   for (int round = 0; round < 10; ++round) {
-    const uint64_t a = 0xD2511F53ull * c.v[0];
-    const uint64_t b = 0xCD9E8D57ull * c.v[2];
-    c = {{static_cast<uint32_t>(b >> 32) ^ c.v[1] ^ k0, static_cast<uint32_t>(b),
-          static_cast<uint32_t>(a >> 32) ^ c.v[3] ^ k1, static_cast<uint32_t>(a)}};
+    for (int q = 0; q < Q; ++q) {
+      const uint64_t a = 0xD2511F53ull * c[0][q];
+      const uint64_t b = 0xCD9E8D57ull * c[2][q];
+      c[0][q] = static_cast<uint32_t>(b >> 32) ^ c[1][q] ^ k0;
+      c[1][q] = static_cast<uint32_t>(b);
+      c[2][q] = static_cast<uint32_t>(a >> 32) ^ c[3][q] ^ k1;
+      c[3][q] = static_cast<uint32_t>(a);
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return c;
 }
 
 // ln((w + 1/2) / 2^23) of the upper 23 bits w: the middle of one of 2^23 equal cells of (0, 1).
@@ -71,16 +78,19 @@ AK_HD void cos_sin_uniform(uint32_t bits, float* cosine, float* sine) {
   *sine = quarter & 2u ? -y : y;
 }
 
-// Four normal deviates for elements 4 quad .. 4 quad + 3.
-AK_HD void normal4(uint64_t seed, uint64_t quad, uint32_t step, float out[4]) {
-  const Quad bits = philox(seed, quad, step);
-  for (int pair = 0; pair < 2; ++pair) {
-    const float radius = std::sqrt(-2.0f * log_uniform(bits.v[2 * pair]));
-    float cosine, sine;
-    cos_sin_uniform(bits.v[2 * pair + 1], &cosine, &sine);
-    out[2 * pair] = radius * cosine;
-    out[2 * pair + 1] = radius * sine;
-  }
+// Normal deviates of elements 4 quad .. 4 (quad + Q) - 1.
+template <int Q>
+AK_HD void normal(uint64_t seed, uint64_t quad, uint32_t step, float* out) {
+  uint32_t bits[4][Q];
+  philox(seed, quad, step, bits);
+  for (int pair = 0; pair < 4; pair += 2)
+    for (int q = 0; q < Q; ++q) {
+      const float radius = std::sqrt(-2.0f * log_uniform(bits[pair][q]));
+      float cosine, sine;
+      cos_sin_uniform(bits[pair + 1][q], &cosine, &sine);
+      out[4 * q + pair] = radius * cosine;
+      out[4 * q + pair + 1] = radius * sine;
+    }
 }
 
 }  // namespace ak

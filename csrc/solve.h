@@ -117,8 +117,8 @@ __device__ __forceinline__ void add_noise(const Args& a, const Place& at, float 
   } else {
 #pragma unroll
     for (int j = 0; j < V; j += 4)
-      normal4(static_cast<uint64_t>(a.seed[at.b]), static_cast<uint64_t>((g.from + j) / 4),
-              static_cast<uint32_t>(at.index), z + j);
+      normal<1>(static_cast<uint64_t>(a.seed[at.b]), static_cast<uint64_t>((g.from + j) / 4),
+                static_cast<uint32_t>(at.index), z + j);
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) x[j] += S * z[j];

@@ -38,10 +38,13 @@ AK_HD void add_noise(const Args& a, const Sample& s, int64_t begin, int64_t n, f
     for (int64_t i = 0; i < n; ++i) acc[i] += s.row.S * s.noise[begin + i];
     return;
   }
-  for (int64_t i = 0; i < n; i += 4) {  // begin is a multiple of 4
-    float z[4];
-    normal4(s.seed, static_cast<uint64_t>((begin + i) / 4), static_cast<uint32_t>(s.step), z);
-    for (int64_t j = 0; j < std::min<int64_t>(4, n - i); ++j) acc[i + j] += s.row.S * z[j];
+  constexpr int64_t kQuads = 64;
+  for (int64_t i = 0; i < n; i += 4 * kQuads) {  // begin is a multiple of 4
+    float z[4 * kQuads];
+    normal<kQuads>(s.seed, static_cast<uint64_t>((begin + i) / 4), static_cast<uint32_t>(s.step),
+                   z);
+    const int64_t here = least(4 * kQuads, n - i);
+    for (int64_t j = 0; j < here; ++j) acc[i + j] += s.row.S * z[j];
   }
 }
 

@@ -5,7 +5,7 @@ import torch
 from adaptive_kernels.config import AdaptiveConfig
 from adaptive_kernels.levels import NoiseLevels
 from adaptive_kernels.plan import Plan
-from adaptive_kernels.reference import OUTPUTS, SCALARS
+from adaptive_kernels.reference import OUTPUTS, RELEASED, SCALARS, THIRD_ORDER
 from adaptive_kernels.schedule import SolverTable
 from adaptive_kernels.state import State
 
@@ -126,6 +126,14 @@ def outputs(of, tick, seed=0):
     rows = torch.arange(len(x), dtype=torch.float64)[:, None]
     rough = 0.02 * rows * torch.randn(x.shape, generator=g, dtype=torch.float64)
     return (torch.tanh(x) + rough).to(of.model_output.dtype)
+
+
+def live(of):
+    """[., B, N]: the latents that a step from here on reads: what an advance must have written."""
+    criterion, _, _, stages = of.rule
+    read = {THIRD_ORDER: 3 * stages, RELEASED: stages}.get(criterion, 1)
+    batch, back = torch.arange(of.latents.shape[1]), torch.arange(read)[:, None]
+    return of.latents[(of.index.long().cpu() - back) % len(of.latents), batch]
 
 
 def update_bound(of, fresh):

@@ -50,9 +50,13 @@ def on_gpu(of, cls=State):
 
 
 def assert_same(one, other, but=("workspace",)):
+    """Bit for bit the same, but for slots of the ring that no step reads again."""
     for name, a in vars(one).items():
+        b = getattr(other, name)
+        if name == "latents":
+            a, b = problems.live(one), problems.live(other)
         if isinstance(a, torch.Tensor) and name not in but:
-            b = getattr(other, name).to(a.device)
+            b = b.to(a.device)
             assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), name
 
 
@@ -164,9 +168,8 @@ def test_more_than_two_to_the_31_elements(cls):
         small.advance()
         huge.advance()
         assert torch.equal(small.progress, huge.progress)
-        for name in ("latents", "model_input"):
-            a, b = getattr(small, name), getattr(huge, name)[..., -last:]
-            assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), name
+        assert torch.equal(small.model_input, huge.model_input[:, -last:])
+        assert torch.equal(problems.live(small), problems.live(huge)[..., -last:])
 
 
 def three(of):

@@ -27,8 +27,11 @@ orders = st.sampled_from(["in order", "reversed", "random", "random"])
 
 
 def assert_same(one, other, what=""):
+    """Bit for bit the same, but for slots of the ring that no step reads again."""
     for name, a in vars(one).items():
         b = getattr(other, name)
+        if name == "latents":
+            a, b = problems.live(one), problems.live(other)
         if isinstance(a, torch.Tensor) and name != "workspace":
             assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), (what, name)
 
