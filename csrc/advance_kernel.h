@@ -5,8 +5,9 @@
 // length of a run is known before anything is written. Where it takes sums, the grid runs at once
 // (cooperatively) and in two halves: every block gathers its piece's sums, of the defect or of all
 // the steps the run may have; a sample's last block decides the whole run; after a barrier every
-// block takes the steps of the run in registers and writes what they leave. A block with one piece
-// holds it in registers from the first half to the second, else it is read again.
+// block takes the steps of the run in registers and writes what they leave. From the first half to
+// the second a block holds a piece in registers and as many as fit in shared memory; only what does
+// not fit there is read again.
 // Bytes per element: what the first step reads (twice where not held), 4 for every latent that the
 // step after the run reads (three for third_order, else one), the history, a refresh's output and
 // one network input; `step` repeated moves all of it at every step.
@@ -19,6 +20,9 @@ namespace ak {
 constexpr int kAdvanceThreads = 512;
 constexpr int kAdvanceElements = 4;
 static_assert(kAdvanceThreads * kAdvanceElements == kPiece, "a block does a piece");
+
+// One array of a piece, and what the kernel declares (3 KiB) and the device keeps (1 KiB).
+constexpr int64_t kPieceBytes = kPiece * sizeof(float), kOwnShared = 4 << 10;
 
 // Steps whose differences fit into the sums of a piece.
 constexpr int64_t kMaxCandidates = kSums / 2;
@@ -142,27 +146,85 @@ __device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
   }
 }
 
+// Every array of a thread's elements that a run needs again in its second half.
+template <bool kFilled, int kHistory, typename Visit>
+__device__ __forceinline__ void visit(const Args& a, Group<kAdvanceElements, kHistory, true>* g,
+                                      Visit each) {
+  each(g->x);
+  each(g->m);
+  if (needs_third(a.rule.criterion)) {
+    each(g->x_1);
+    each(g->x_2);
+  }
+#pragma unroll
+  for (int k = 1; k < kHistory; ++k)
+    if (k < a.K) each(g->old[k - 1]);
+  if constexpr (kFilled) {
+#pragma unroll
+    for (int k = 0; k < kOutputs; ++k) each(g->e[k]);
+  }
+}
+
+// How many those are.
+inline int64_t arrays_of(const Args& a) {
+  return 2 + (needs_third(a.rule.criterion) ? 2 : 0) + a.K - 1 + (a.outputs ? kOutputs : 0);
+}
+
+// A block's pieces between the halves: the last stays in registers, the first `shelves` in shared
+// memory, others are read again. A thread reads its own elements alone, 16 bytes beside those of
+// its neighbour.
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ void shelve(const Args& a, int64_t arrays, int64_t shelf,
+                                       Group<kAdvanceElements, kHistory, true>* g, uint4* memory) {
+  uint4* at = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
+  visit<kFilled>(a, g, [&](const float (&from)[kAdvanceElements]) {
+    *at = make_uint4(to_bits(from[0]), to_bits(from[1]), to_bits(from[2]), to_bits(from[3]));
+    at += kAdvanceThreads;
+  });
+}
+
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ void take_back(const Args& a, int64_t arrays, int64_t shelf,
+                                          Group<kAdvanceElements, kHistory, true>* g,
+                                          const uint4* memory) {
+  const uint4* at = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
+  visit<kFilled>(a, g, [&](float (&to)[kAdvanceElements]) {
+    to[0] = from_bits(at->x), to[1] = from_bits(at->y);
+    to[2] = from_bits(at->z), to[3] = from_bits(at->w);
+    at += kAdvanceThreads;
+  });
+}
+
 template <bool kFilled, int kHistory>
 __global__ void __launch_bounds__(kAdvanceThreads)
-    advance_kernel(const __grid_constant__ Args a, const uint32_t blocks) {
+    advance_kernel(const __grid_constant__ Args a, const uint32_t blocks, const int32_t arrays,
+                   const int32_t shelves) {
   AK_SHARED(WarpSums<kAdvanceThreads>, sums);
+  AK_DYNAMIC_SHARED(uint4, memory);
   using Held = Group<kAdvanceElements, kHistory, true>;
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
-  const auto load = [&](int64_t piece, Held* g) {
+  const auto stand = [&](int64_t piece, Held* g) {
     g->from = piece * kPiece + threadIdx.x * kAdvanceElements;
     g->n = static_cast<int>(least(kAdvanceElements, a.N - g->from));
+  };
+  const auto load = [&](int64_t piece, Held* g) {
+    stand(piece, g);
     if (g->n <= 0) return;
     load_group<kFilled>(a, at, true, g);
     if constexpr (kFilled) load_outputs(a, at, weights_at(a, at), true, g);
   };
   Held g = {};
+  // The block's pieces are block, block + blocks, ...
+  const int64_t last = (a.pieces - 1 - block) / blocks;
   if (!moving && block == 0 && threadIdx.x == 0) tell_graph(a, at);
   if (moving && by_sums) {
     uint32_t columns = 0;
-    for (int64_t piece = block; piece < a.pieces; piece += blocks) {
+    for (int64_t k = 0; k <= last; ++k) {
+      const int64_t piece = block + k * blocks;
       load(piece, &g);
+      if (k < last && k < shelves) shelve<kFilled, kHistory>(a, arrays, k, &g, memory);
       __syncthreads();
       columns = gather<kFilled, kHistory>(a, at, g, sums);
       __syncthreads();
@@ -173,26 +235,47 @@ __global__ void __launch_bounds__(kAdvanceThreads)
   if (by_sums) wait_for_grid(head_of(a, 0));
   if (!moving) return;
   const int64_t length = by_sums ? __ldcg(&head_of(a, b)->length) : known_length(a, b);
-  const bool held = by_sums && blocks == a.pieces;
-  for (int64_t piece = block; piece < a.pieces; piece += blocks) {
-    if (!held) load(piece, &g);
+  for (int64_t k = last; k >= 0; --k) {
+    const int64_t piece = block + k * blocks;
+    if (by_sums && k < last && k < shelves) {
+      stand(piece, &g);
+      take_back<kFilled, kHistory>(a, arrays, k, &g, memory);
+    } else if (!by_sums || k < last) {
+      load(piece, &g);
+    }
     if (g.n > 0) run<kFilled, kHistory>(a, at, length, g);
   }
   if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, 0);
 }
 
+// Blocks per sample, and how many pieces each keeps in shared memory.
+struct Plan {
+  int64_t blocks, shelves;
+};
+
+inline Plan plan_advance(const Args& a, const Room& room) {
+  if (!decides_by_sums(a)) {
+    const int64_t blocks = least(a.pieces, 2 * room.blocks / a.B);
+    return {blocks > 1 ? blocks : 1, 0};
+  }
+  if (!room.cooperative) return {0, 0};
+  const int64_t plain = least(a.pieces, room.blocks / a.B);
+  const int64_t large = least(a.pieces, room.large_blocks / a.B);
+  if (plain == a.pieces || large == 0) return {plain, 0};
+  const int64_t each = (a.pieces + large - 1) / large;
+  return {large, least(each - 1, room.shared_bytes / (arrays_of(a) * kPieceBytes))};
+}
+
 template <bool kFilled, int kHistory>
 bool launch_advance_kernel(const Args& a, cudaStream_t stream, cudaError_t* error) {
   const auto kernel = advance_kernel<kFilled, kHistory>;
-  static Residency residency;
-  const bool by_sums = decides_by_sums(a);
-  const int64_t resident = by_sums ? residency.cooperative_blocks(kernel, kAdvanceThreads)
-                                   : 2 * residency.blocks(kernel, kAdvanceThreads);
-  int64_t blocks = least(a.pieces, resident / a.B);
-  if (blocks == 0 && by_sums) return false;
-  blocks = blocks > 1 ? blocks : 1;
-  *error = launch(kernel, a.B * blocks, kAdvanceThreads, by_sums, stream, a,
-                  static_cast<uint32_t>(blocks));
+  static Rooms rooms;
+  const Plan plan = plan_advance(a, rooms.of(kernel, kAdvanceThreads, kOwnShared));
+  if (plan.blocks == 0) return false;
+  *error =
+      launch(kernel, a.B * plan.blocks, kAdvanceThreads, plan.shelves * arrays_of(a) * kPieceBytes,
+             decides_by_sums(a), stream, a, static_cast<uint32_t>(plan.blocks),
+             static_cast<int32_t>(arrays_of(a)), static_cast<int32_t>(plan.shelves));
   return true;
 }
 

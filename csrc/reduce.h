@@ -13,6 +13,9 @@
 // The emulation of a GPU in the tests supplies its own.
 #if !defined(AK_SHARED)
 #define AK_SHARED(type, name) __shared__ type name
+#define AK_DYNAMIC_SHARED(type, name)                    \
+  extern __shared__ __align__(16) char dynamic_memory[]; \
+  type* name = reinterpret_cast<type*>(dynamic_memory)
 #endif
 
 namespace ak {

@@ -159,10 +159,10 @@ __global__ void __launch_bounds__(kStepThreads, kHistory > 3 ? 1 : 2)
 template <bool kFilled, int kHistory, bool kAligned>
 cudaError_t launch_step_kernel(const Args& a, bool fresh, cudaStream_t stream) {
   const auto kernel = step_kernel<kFilled, kHistory, kAligned>;
-  static Residency residency;
-  const int64_t wanted = (2 * residency.blocks(kernel, kStepThreads) + a.B - 1) / a.B;
+  static Rooms rooms;
+  const int64_t wanted = (2 * rooms.of(kernel, kStepThreads, 0).blocks + a.B - 1) / a.B;
   const int64_t blocks = least(a.pieces, wanted > 1 ? wanted : 1);
-  return launch(kernel, a.B * blocks, kStepThreads, false, stream, a, fresh,
+  return launch(kernel, a.B * blocks, kStepThreads, 0, false, stream, a, fresh,
                 static_cast<uint32_t>(blocks));
 }
 

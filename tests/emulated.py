@@ -70,14 +70,17 @@ def load(sanitized):
         defined.define(str(op._schema).removeprefix("adaptive_kernels::"))
     torch.ops.load_library(built)
     controls = ctypes.CDLL(str(built))
-    controls.emulation_set.argtypes = [ctypes.c_int] * 4 + [ctypes.c_uint64]
+    controls.emulation_set.argtypes = [ctypes.c_int] * 5 + [ctypes.c_uint64]
     controls.defined = defined  # the schemas live as long as this object
     return controls
 
 
-def set_device(multiprocessors=4, blocks=2, cooperative=True, order="random", seed=0):
-    """A device of so many multiprocessors, each with room for so many blocks."""
-    library().emulation_set(multiprocessors, blocks, cooperative, ORDERS[order], seed)
+def set_device(
+    multiprocessors=4, blocks=2, cooperative=True, order="random", seed=0, shared_memory=227 << 10
+):
+    """A device of multiprocessors with room for so many blocks and bytes of shared memory each."""
+    numbers = (multiprocessors, blocks, shared_memory, cooperative, ORDERS[order], seed)
+    library().emulation_set(*numbers)
 
 
 def counters():

@@ -36,9 +36,10 @@ def overrun_is_found():
 
 if __name__ == "__main__":
     emulated.library(sanitized=True)
-    for elements in (1, 17, 2048, 2056, 4099):
+    for elements in (1, 17, 2048, 4099, 8200):
         for k, rule in enumerate((*problems.REUSE, *problems.FILLED)):
-            emulated.set_device(2, 2, order="random", seed=elements + k)
+            shared = (12 << 10, 100 << 10, 227 << 10)[k % 3]
+            emulated.set_device(1, 2, order="random", seed=elements + k, shared_memory=shared)
             sample(rule, elements)
             emulated.set_device(2, 2, cooperative=False, order="reversed")
             sample(rule, elements, "batch")

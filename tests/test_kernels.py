@@ -19,10 +19,12 @@ from adaptive_kernels.state import State
 
 pytestmark = pytest.mark.skipif(not emulated.compiler(), reason="needs a C++ compiler")
 # Pieces are 2048 elements; rows of a multiple of 8 are moved 16 bytes at a time.
-ALIGNED = [8, 16, 2048, 2056, 4096, 8200]
+ALIGNED = [8, 16, 2048, 2056, 4096, 8200, 14344]
 SIZES = [*ALIGNED, 1, 3, 17, 2049, 5001]
 # Multiprocessors, and blocks on each: from a device that holds one block to one that holds all.
 DEVICES = [(1, 1), (1, 2), (2, 2), (7, 7)]
+# Shared memory of a multiprocessor: for no piece of a run, for one or two, for all.
+SHARED = [8 << 10, 100 << 10, 227 << 10]
 orders = st.sampled_from(["in order", "reversed", "random", "random"])
 
 
@@ -171,6 +173,7 @@ def test_samples_at_different_steps(rule, batch, elements, history, verb, order,
     granularity=st.sampled_from(["sample", "sample", "batch"]),
     device=st.sampled_from(DEVICES),
     cooperative=st.sampled_from([True, True, False]),
+    shared=st.sampled_from(SHARED),
     order=orders,
     seed=st.integers(0, 10**6),
 )
@@ -188,6 +191,7 @@ def test_advance_is_step_repeated(
     granularity,
     device,
     cooperative,
+    shared,
     order,
     seed,
 ):
@@ -196,7 +200,7 @@ def test_advance_is_step_repeated(
     config = problems.config(rule, solver, threshold, max_skip, granularity, seed)
     one = emulated.state(solver, batch, elements, config, guided, dtype, seed)
     many = problems.clone(one)
-    emulated.set_device(*device, cooperative, order, seed)
+    emulated.set_device(*device, cooperative, order, seed, shared)
     for _ in zip(sampled(one, seed), sampled(many, seed, "step"), strict=True):
         assert_same(one, many)
         assert_idle(one)
@@ -242,9 +246,9 @@ def test_every_schedule_and_device_gives_the_same_bits(rule, granularity):
     start = emulated.state(solver, 2, 8200, config, guided=True, dtype=torch.bfloat16)
     expected = None
     schedules = [("in order", 0), ("reversed", 0), *(("random", seed) for seed in range(12))]
-    for device in DEVICES:
+    for device, shared in [(device, SHARED[2]) for device in DEVICES] + [((1, 2), SHARED[1])]:
         for order, seed in schedules if device == DEVICES[1] else schedules[1:4]:
-            emulated.set_device(*device, order=order, seed=seed)
+            emulated.set_device(*device, order=order, seed=seed, shared_memory=shared)
             of = problems.clone(start)
             for _ in sampled(of):
                 pass

@@ -28,6 +28,7 @@ struct Device {
   int multiprocessors = 4;
   int blocks_per_multiprocessor = 2;
   bool cooperative = true;
+  int shared_memory = 227 << 10;  // of a multiprocessor, and the most a block may be allowed
   Order order = kInOrder;
   // Of the random order. Every draw moves it on, so that setting it repeats the launches that
   // followed, and two launches in a row run differently.

@@ -2,6 +2,9 @@
 // Everything of step_cuda.cu is here but the device guard, the stream and the check of devices.
 #include <cuda_runtime.h>
 
+#include <map>
+#include <tuple>
+
 #include "../../csrc/advance_kernel.h"
 #include "../../csrc/step_ops.h"
 
@@ -36,12 +39,19 @@ STABLE_TORCH_LIBRARY_IMPL(adaptive_kernels_emulated, CPU, m) {
 }  // namespace ak
 
 extern "C" __attribute__((visibility("default"))) void emulation_set(int multiprocessors,
-                                                                      int blocks, int cooperative,
-                                                                      int order, uint64_t seed) {
+                                                                     int blocks, int shared_memory,
+                                                                     int cooperative, int order,
+                                                                     uint64_t seed) {
+  // The launches remember what they found out about a device.
+  static std::map<std::tuple<int, int, int, int>, int> devices;
   emulation::Device& device = emulation::device();
-  device.ordinal = multiprocessors * 8 + blocks;  // at most 7 of each
+  const auto next = static_cast<int>(devices.size());
+  device.ordinal =
+      devices.emplace(std::tuple(multiprocessors, blocks, shared_memory, cooperative), next)
+          .first->second;
   device.multiprocessors = multiprocessors;
   device.blocks_per_multiprocessor = blocks;
+  device.shared_memory = shared_memory;
   device.cooperative = cooperative != 0;
   device.order = static_cast<emulation::Order>(order);
   device.seed = seed;

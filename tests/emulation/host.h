@@ -1,6 +1,7 @@
 // What the host calls: launches, errors, properties of the device.
 #pragma once
 
+#include <map>
 #include <mutex>
 #include <tuple>
 #include <utility>
@@ -28,7 +29,12 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrCooperativeLaunch = 95 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrCooperativeLaunch = 95,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 namespace emulation {
 
@@ -49,6 +55,18 @@ inline bool is_valid(const cudaLaunchConfig_t& config) {
          grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
 }
 
+// Dynamic shared memory that a kernel was allowed on a device, where that is more than 48 KiB.
+inline std::map<std::pair<int, const void*>, size_t>& allowed() {
+  static std::map<std::pair<int, const void*>, size_t> bytes;
+  return bytes;
+}
+
+inline bool is_allowed(const cudaLaunchConfig_t& config, const void* kernel) {
+  const auto found = allowed().find({device().ordinal, kernel});
+  const size_t most = found == allowed().end() ? kSharedBytes : found->second;
+  return config.dynamicSmemBytes <= most;
+}
+
 inline cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
   if (!is_valid(config)) return cudaErrorInvalidConfiguration;
   const bool cooperative = is_cooperative(config);
@@ -58,7 +76,7 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<
   if (cooperative && blocks > resident) return cudaErrorCooperativeLaunchTooLarge;
   ++device().launches;
   device().cooperative_launches += cooperative;
-  Scheduler launched(config.gridDim, config.blockDim, resident, kernel);
+  Scheduler launched(config.gridDim, config.blockDim, resident, config.dynamicSmemBytes, kernel);
   return launched.run() ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
@@ -71,7 +89,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
   const std::tuple<Expected...> values(std::forward<Actual>(args)...);
-  const cudaError_t error = emulation::launch(*config, [&] { std::apply(kernel, values); });
+  cudaError_t error = cudaErrorInvalidConfiguration;
+  if (emulation::is_allowed(*config, reinterpret_cast<const void*>(kernel)))
+    error = emulation::launch(*config, [&] { std::apply(kernel, values); });
   if (error != cudaSuccess) emulation::device().last_error = error;
   return error;
 }
@@ -103,14 +123,27 @@ inline cudaError_t cudaGetDevice(int* device) {
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const emulation::Device& device = emulation::device();
-  *value =
-      attribute == cudaDevAttrMultiProcessorCount ? device.multiprocessors : device.cooperative;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? device.multiprocessors
+           : attribute == cudaDevAttrCooperativeLaunch ? device.cooperative
+                                                       : device.shared_memory;
   return cudaSuccess;
 }
 
 template <typename Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
-  *blocks = emulation::device().blocks_per_multiprocessor;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > emulation::device().shared_memory) return cudaErrorInvalidConfiguration;
+  emulation::allowed()[{emulation::device().ordinal, reinterpret_cast<const void*>(kernel)}] =
+      static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int,
+                                                          size_t shared_bytes) {
+  const emulation::Device& device = emulation::device();
+  const size_t room = static_cast<size_t>(device.shared_memory) / std::max<size_t>(shared_bytes, 1);
+  *blocks = static_cast<int>(
+      std::min<size_t>(static_cast<size_t>(device.blocks_per_multiprocessor), room));
   return cudaSuccess;
 }
 

@@ -16,6 +16,10 @@
   type& name = *static_cast<type*>( \
       ::emulation::scheduler->shared(&name##_declaration, sizeof(type), alignof(type)))
 
+// What the launch gives beside that: an array of as many as fit.
+#define AK_DYNAMIC_SHARED(type, name) \
+  type* name = static_cast<type*>(::emulation::scheduler->dynamic_shared())
+
 #define AK_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(AK_SITE) { emulation::scheduler->barrier({"__syncthreads", file, line}); }

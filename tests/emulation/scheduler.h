@@ -33,8 +33,13 @@ inline Stacks stacks;
 class Scheduler {
  public:
   // `resident` of the grid's blocks at a time; a finished one makes room for the next.
-  Scheduler(dim3 grid, dim3 block, size_t resident, const std::function<void()>& kernel)
-      : kernel_(kernel), grid_(grid), extent_(block), random_(device().order == kRandom) {
+  Scheduler(dim3 grid, dim3 block, size_t resident, size_t dynamic_bytes,
+            const std::function<void()>& kernel)
+      : kernel_(kernel),
+        grid_(grid),
+        extent_(block),
+        dynamic_bytes_(dynamic_bytes),
+        random_(device().order == kRandom) {
     const size_t blocks = static_cast<size_t>(grid.x) * grid.y * grid.z;
     const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
     for (size_t k = 0; k < blocks; ++k)
@@ -137,11 +142,11 @@ class Scheduler {
 
   // Storage for one declaration of shared memory in the running thread's block. Each has its own
   // allocation, so that ASan sees past its end.
-  void* shared(const void* declaration, size_t bytes, size_t alignment) {
+  void* shared(const void* declaration, size_t bytes, size_t alignment, bool counted = true) {
     Block* block = running_->block;
     for (const auto& [key, storage] : block->shared)
       if (key == declaration) return storage.get();
-    block->shared_bytes += bytes;
+    if (counted) block->shared_bytes += bytes;
     if (block->shared_bytes > kSharedBytes)
       fail("a block declares more than 48 KiB of shared memory", block);
     void* at = nullptr;
@@ -150,6 +155,9 @@ class Scheduler {
     block->shared.emplace_back(declaration, Storage(at, std::free));
     return at;
   }
+
+  // What the launch asked for beside the declarations.
+  void* dynamic_shared() { return shared(this, dynamic_bytes_, 16, false); }
 
   unsigned lane() const { return running_->lane; }
 
@@ -280,6 +288,7 @@ class Scheduler {
 
   const std::function<void()>& kernel_;
   const dim3 grid_, extent_;
+  size_t dynamic_bytes_ = 0;
   const bool random_;
   size_t keep_ = 0;
   Fiber host_;
