@@ -146,52 +146,49 @@ __device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
   }
 }
 
-// Every array of a thread's elements that a run needs again in its second half.
+// The arrays of a thread's elements that a run needs again in its second half: no differences, and
+// of the outputs two and, in a run that began before, the third in place of the network's.
 template <bool kFilled, int kHistory, typename Visit>
-__device__ __forceinline__ void visit(const Args& a, Group<kAdvanceElements, kHistory, true>* g,
-                                      Visit each) {
+__device__ __forceinline__ void visit(const Args& a, const Place& at,
+                                      Group<kAdvanceElements, kHistory, true>* g, Visit each) {
   each(g->x);
-  each(g->m);
-  if (needs_third(a.rule.criterion)) {
-    each(g->x_1);
-    each(g->x_2);
-  }
+  if (!kFilled || is_fresh(at)) each(g->m);
 #pragma unroll
   for (int k = 1; k < kHistory; ++k)
     if (k < a.K) each(g->old[k - 1]);
   if constexpr (kFilled) {
-#pragma unroll
-    for (int k = 0; k < kOutputs; ++k) each(g->e[k]);
+    each(g->e[0]);
+    each(g->e[1]);
+    if (!is_fresh(at)) each(g->e[2]);
   }
 }
 
 // How many those are.
-inline int64_t arrays_of(const Args& a) {
-  return 2 + (needs_third(a.rule.criterion) ? 2 : 0) + a.K - 1 + (a.outputs ? kOutputs : 0);
-}
+inline int64_t arrays_of(const Args& a) { return 2 + a.K - 1 + (a.outputs ? 2 : 0); }
 
 // A block's pieces between the halves: the last stays in registers, the first `shelves` in shared
 // memory, others are read again. A thread reads its own elements alone, 16 bytes beside those of
 // its neighbour.
 template <bool kFilled, int kHistory>
-__device__ __forceinline__ void shelve(const Args& a, int64_t arrays, int64_t shelf,
-                                       Group<kAdvanceElements, kHistory, true>* g, uint4* memory) {
-  uint4* at = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
-  visit<kFilled>(a, g, [&](const float (&from)[kAdvanceElements]) {
-    *at = make_uint4(to_bits(from[0]), to_bits(from[1]), to_bits(from[2]), to_bits(from[3]));
-    at += kAdvanceThreads;
+__device__ __forceinline__ void shelve(const Args& a, const Place& at, int64_t arrays,
+                                       int64_t shelf, Group<kAdvanceElements, kHistory, true>* g,
+                                       uint4* memory) {
+  uint4* to = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
+  visit<kFilled>(a, at, g, [&](const float (&v)[kAdvanceElements]) {
+    *to = make_uint4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3]));
+    to += kAdvanceThreads;
   });
 }
 
 template <bool kFilled, int kHistory>
-__device__ __forceinline__ void take_back(const Args& a, int64_t arrays, int64_t shelf,
-                                          Group<kAdvanceElements, kHistory, true>* g,
+__device__ __forceinline__ void take_back(const Args& a, const Place& at, int64_t arrays,
+                                          int64_t shelf, Group<kAdvanceElements, kHistory, true>* g,
                                           const uint4* memory) {
-  const uint4* at = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
-  visit<kFilled>(a, g, [&](float (&to)[kAdvanceElements]) {
-    to[0] = from_bits(at->x), to[1] = from_bits(at->y);
-    to[2] = from_bits(at->z), to[3] = from_bits(at->w);
-    at += kAdvanceThreads;
+  const uint4* from = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
+  visit<kFilled>(a, at, g, [&](float (&v)[kAdvanceElements]) {
+    v[0] = from_bits(from->x), v[1] = from_bits(from->y);
+    v[2] = from_bits(from->z), v[3] = from_bits(from->w);
+    from += kAdvanceThreads;
   });
 }
 
@@ -209,10 +206,10 @@ __global__ void __launch_bounds__(kAdvanceThreads)
     g->from = piece * kPiece + threadIdx.x * kAdvanceElements;
     g->n = static_cast<int>(least(kAdvanceElements, a.N - g->from));
   };
-  const auto load = [&](int64_t piece, Held* g) {
+  const auto load = [&](int64_t piece, bool third, Held* g) {
     stand(piece, g);
     if (g->n <= 0) return;
-    load_group<kFilled>(a, at, true, g);
+    load_group<kFilled>(a, at, third, g);
     if constexpr (kFilled) load_outputs(a, at, weights_at(a, at), true, g);
   };
   Held g = {};
@@ -223,8 +220,9 @@ __global__ void __launch_bounds__(kAdvanceThreads)
     uint32_t columns = 0;
     for (int64_t k = 0; k <= last; ++k) {
       const int64_t piece = block + k * blocks;
-      load(piece, &g);
-      if (k < last && k < shelves) shelve<kFilled, kHistory>(a, arrays, k, &g, memory);
+      // A run whose first step is too early for a third difference may come to one.
+      load(piece, needs_third(a.rule.criterion), &g);
+      if (k < last && k < shelves) shelve<kFilled, kHistory>(a, at, arrays, k, &g, memory);
       __syncthreads();
       columns = gather<kFilled, kHistory>(a, at, g, sums);
       __syncthreads();
@@ -239,9 +237,9 @@ __global__ void __launch_bounds__(kAdvanceThreads)
     const int64_t piece = block + k * blocks;
     if (by_sums && k < last && k < shelves) {
       stand(piece, &g);
-      take_back<kFilled, kHistory>(a, arrays, k, &g, memory);
+      take_back<kFilled, kHistory>(a, at, arrays, k, &g, memory);
     } else if (!by_sums || k < last) {
-      load(piece, &g);
+      load(piece, false, &g);
     }
     if (g.n > 0) run<kFilled, kHistory>(a, at, length, g);
   }

@@ -33,15 +33,13 @@ __device__ __forceinline__ float* output(const Args& a, const Place& at, int64_t
   return a.outputs + (slot(refresh, kOutputs) * a.B + at.b) * a.N;
 }
 
-// Reads latents, history and, where the step takes it, the model output; with `run` also what the
-// steps after it need.
+// Reads latents, history and, where the step takes it, the model output; with `third` also the
+// latents before, as far as there are any.
 template <bool kFilled, int V, int kHistory, bool kAligned>
-__device__ __forceinline__ void load_group(const Args& a, const Place& at, bool run,
+__device__ __forceinline__ void load_group(const Args& a, const Place& at, bool third,
                                            Group<V, kHistory, kAligned>* g) {
   const int32_t i = at.index, next = i + 1, stages = static_cast<int32_t>(a.rule.stages);
   g->load(ring(a, at, i) + g->from, g->n, g->x);
-  // In a run the first step may be too early for a third difference and the second not.
-  const bool third = run ? needs_third(a.rule.criterion) : wants_third(a, at);
   if (third && next >= 2 * stages) g->load(ring(a, at, next - 2 * stages) + g->from, g->n, g->x_1);
   if (third && next >= 3 * stages) g->load(ring(a, at, next - 3 * stages) + g->from, g->n, g->x_2);
 #pragma unroll

@@ -51,7 +51,7 @@ __device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t
   Group<V, kHistory, kAligned> g = {};
   g.from = piece * kPiece + threadIdx.x * V;
   g.n = static_cast<int>(least(V, a.N - g.from));
-  if (g.n > 0) load_group<kFilled>(a, at, false, &g);
+  if (g.n > 0) load_group<kFilled>(a, at, third, &g);
   // Loads are under way; the coefficients are there, and the last piece's sums are written.
   __syncthreads();
   const Row& row = all.row;
