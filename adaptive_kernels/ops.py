@@ -33,8 +33,8 @@ Args:
     outputs: [3, B, N] float32, written: e of refresh number r is in slot r mod 3; None: an output
         is used again as it is.
     workspace: `workspace_shape` float64, written: zeros before the first call on it and between
-        calls what the last one left; one for calls that may overlap in time is an error that
-        nothing reports. Needed by kernels of a GPU; None on the CPU.
+        calls what the last one left. Anything else, as two calls at a time on one workspace, makes
+        a launch wrong or endless, and nothing reports it. Needed on a GPU; None on the CPU.
     model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
     guidance_scale: [B] float32. threshold: [B] float32.
     rows: [T, 10 + K] float32, weights: [T, G, G, 7] float32 (f, r, spread by step and by the
@@ -42,13 +42,16 @@ Args:
         (predicted error per unit of defect by refresh, distance to the one before and length of
         the run; under `plan` 1 where the network is called): `fills.fill_tables`.
     seed: [B] int64, the noise stream of each sample; noise: [T, B, N] float32 in its place.
-    criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`.
+    criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`; under `plan`, max_skip is at least
+        its longest run of skipped steps.
     batch_wide: one decision from the sums over all samples, which must stand at one step.
     fresh: whether waiting samples take the model output.
     condition: handle of the conditional node of a CUDA graph whose value the launch sets: 1 while
         some sample has steps to go, then 0. CUDA alone.
 
-Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory).
+Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory). Values lie on the
+    device: only the CPU's op raises for impossible counters (a GPU leaves such a sample alone) and
+    for samples at different steps that decide together (undefined on a GPU).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 
 Schemas live here; `reference` is the ops' default implementation (CompositeExplicitAutograd), and
@@ -104,6 +107,7 @@ def _portable(name: str) -> Callable[..., None]:
     """The op in Triton, or in plain torch where Triton cannot be imported."""
 
     def run(*arguments, **named):
+        warn_if_slow(arguments[0].device.type)
         module = triton_kernels if triton_kernels.available()[0] else reference
         getattr(module, name)(*arguments, **named)
 

@@ -225,6 +225,6 @@ def advance(*arguments) -> None:
     (*arguments, condition) = arguments if len(arguments) == 24 else (*arguments, None)
     rows, (criterion, max_skip, _, stages) = arguments[13], arguments[18:22]
     # `released` may skip five times before its guard wakes (reference_rule: first five decisions).
-    longest = max(max_skip, 5) if criterion == RELEASED else max_skip
-    for k in range(min(longest * stages + 1, rows.shape[0])):
+    longest = {RELEASED: max(max_skip, 5), NEVER: 0}.get(criterion, max_skip)
+    for k in range(min((longest + 1) * stages, rows.shape[0])):
         step(*arguments, k == 0, condition)

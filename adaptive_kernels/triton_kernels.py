@@ -53,7 +53,7 @@ def longest_run(given: dict) -> int:
     if criterion == reference.RELEASED:
         max_skip = max(max_skip, 5)  # its guard wakes late
     skips = 0 if criterion == reference.NEVER else min(max_skip, steps)
-    return min(skips * given["stages"] + 1, steps)
+    return min((skips + 1) * given["stages"], steps)
 
 
 def _given(names: tuple[str, ...], arguments: tuple, named: dict) -> dict:

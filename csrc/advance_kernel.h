@@ -21,8 +21,7 @@ constexpr int kAdvanceThreads = 512;
 constexpr int kAdvanceElements = 4;
 static_assert(kAdvanceThreads * kAdvanceElements == kPiece, "a block does a piece");
 
-// One array of a piece, and what the kernel declares (3 KiB) and the device keeps (1 KiB).
-constexpr int64_t kPieceBytes = kPiece * sizeof(float), kOwnShared = 4 << 10;
+constexpr int64_t kPieceBytes = kPiece * sizeof(float);  // of one array
 
 // Steps whose differences fit into the sums of a piece.
 constexpr int64_t kMaxCandidates = kSums / 2;
@@ -37,7 +36,7 @@ AK_HD int64_t most_steps(const Args& a, const Place& at) {
 }
 
 template <bool kFilled>
-__device__ __forceinline__ Weights weights_of(const Args& a, const Place& at) {
+__device__ __forceinline__ Weights filled_weights(const Args& a, const Place& at) {
   if constexpr (kFilled) return weights_at(a, at);
   return {};
 }
@@ -63,7 +62,8 @@ __device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
     double third = 0, first = 0;
     if (g.n > 0) {
       float x_next[V];
-      solve<kFilled>(a, p, row_at(a.rows, a.width, p.index), weights_of<kFilled>(a, p), &g, x_next);
+      solve<kFilled>(a, p, row_at(a.rows, a.width, p.index), filled_weights<kFilled>(a, p), &g,
+                     x_next);
       if (wants_third(a, p)) third = sum_third(g.n, x_next, g.x, g.x_1, g.x_2);
       first = sum_first(a, g.n, x_next, g.x);
       shift(x_next, &g);
@@ -80,7 +80,7 @@ __device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
 }
 
 // By a sample's last block: decides the whole run and leaves its length in the head.
-__device__ __attribute__((noinline)) void decide_run(const Args& a, int64_t b, uint32_t columns) {
+__device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t columns) {
   const Place at = place_of(a, b);
   using Totals = double[kSums];
   AK_SHARED(Totals, totals);
@@ -113,7 +113,7 @@ __device__ __attribute__((noinline)) void decide_run(const Args& a, int64_t b, u
 }
 
 // The length of a run that takes no sums.
-__device__ __attribute__((noinline)) int64_t known_length(const Args& a, int64_t b) {
+__device__ __forceinline__ int64_t known_length(const Args& a, int64_t b) {
   Place at = place_of(a, b);
   const int64_t most = most_steps(a, at);
   int64_t length = 0;
@@ -133,7 +133,7 @@ __device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
   for (int64_t k = 0; k < length; ++k) {
     const Row row = row_at(a.rows, a.width, at.index);
     float x_next[V];
-    solve<kFilled>(a, at, row, weights_of<kFilled>(a, at), &g, x_next);
+    solve<kFilled>(a, at, row, filled_weights<kFilled>(a, at), &g, x_next);
     // What no step after the run reads is left out.
     if (k + latents_read(a.rule) >= length) write(x_next, ring(a, at, at.index + 1));
     if (a.K > 1 && k + a.K - 1 >= length) write(g.h, kept(a, at, at.index));
@@ -193,7 +193,7 @@ __device__ __forceinline__ void take_back(const Args& a, const Place& at, int64_
 }
 
 template <bool kFilled, int kHistory>
-__global__ void __launch_bounds__(kAdvanceThreads)
+__global__ void __launch_bounds__(kAdvanceThreads, 1)
     advance_kernel(const __grid_constant__ Args a, const uint32_t blocks, const int32_t arrays,
                    const int32_t shelves) {
   AK_SHARED(WarpSums<kAdvanceThreads>, sums);
@@ -268,13 +268,17 @@ template <bool kFilled, int kHistory>
 bool launch_advance_kernel(const Args& a, cudaStream_t stream, cudaError_t* error) {
   const auto kernel = advance_kernel<kFilled, kHistory>;
   static Rooms rooms;
-  const Plan plan = plan_advance(a, rooms.of(kernel, kAdvanceThreads, kOwnShared));
+  const Plan plan = plan_advance(a, rooms.of(kernel, kAdvanceThreads, decides_by_sums(a)));
   if (plan.blocks == 0) return false;
   *error =
       launch(kernel, a.B * plan.blocks, kAdvanceThreads, plan.shelves * arrays_of(a) * kPieceBytes,
              decides_by_sums(a), stream, a, static_cast<uint32_t>(plan.blocks),
              static_cast<int32_t>(arrays_of(a)), static_cast<int32_t>(plan.shelves));
-  return true;
+  // Part of a device may be all that this process is given: then its blocks do not run at once.
+  if (*error != cudaErrorCooperativeLaunchTooLarge && *error != cudaErrorNotSupported) return true;
+  cudaGetLastError();
+  *error = cudaSuccess;
+  return false;
 }
 
 // What the registers of a run hold: one decision per sample, steps that are whole steps where

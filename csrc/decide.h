@@ -76,7 +76,7 @@ AK_HD int64_t longest_run(const Rule& rule, int64_t steps) {
   const bool late = rule.criterion == kReleased && rule.max_skip < 5;
   const int64_t wanted = rule.criterion == kNever ? 0 : late ? 5 : rule.max_skip;
   const int64_t skips = wanted < steps ? wanted : steps;  // max_skip may be as large as int64
-  const int64_t run = skips * rule.stages + 1;
+  const int64_t run = (skips + 1) * rule.stages;          // it may have begun at a first stage
   return run < steps ? run : steps;
 }
 

@@ -47,10 +47,14 @@ AK_HD bool wants_defect(const Args& a, const Place& at) {
 }
 
 // Weights of the step, by the distances to the last two refreshes.
-AK_HD Weights weights_at(const Args& a, const Place& at) {
+AK_HD const float* weights_of(const Args& a, const Place& at) {
   const int64_t gap = distance(at.index - at.newest, a.G);
   const int64_t previous = distance(at.newest - at.before, a.G);
-  const float* w = a.weights + ((at.index * a.G + gap) * a.G + previous) * kWeights;
+  return a.weights + ((at.index * a.G + gap) * a.G + previous) * kWeights;
+}
+
+AK_HD Weights weights_at(const Args& a, const Place& at) {
+  const float* w = weights_of(a, at);
   return {{w[0], w[1], w[2]}, {w[3], w[4], w[5]}, w[6]};
 }
 

@@ -108,8 +108,9 @@ inline Args check(const Tensors& t, const Rule& rule, const Options& options) {
   a.K = a.width - kRowScalars;
   const int64_t networks_rows = t.model_output.size(0);
   a.guided = a.B > 0 && networks_rows == 2 * a.B;
-  STD_TORCH_CHECK(a.R >= 3 * rule.stages + 1, "latents must hold at least ", 3 * rule.stages + 1,
-                  " steps, got ", a.R);
+  STD_TORCH_CHECK(rule.stages <= (a.R - 1) / 3, "latents must hold at least ",
+                  3 * ak::least(rule.stages, 1 << 20) + 1, " steps, got ", a.R);
+  STD_TORCH_CHECK(a.B > 0 || !a.conditional, "condition needs at least one sample");
   STD_TORCH_CHECK(networks_rows == a.B || a.guided, "model_output must have ", a.B, " or ", 2 * a.B,
                   " rows, got ", networks_rows);
 

@@ -7,6 +7,8 @@
 // Bytes per element: as step_cpu.cpp; 24 of sums per piece at most.
 #pragma once
 
+#include <cstddef>
+
 #include "launch.h"
 #include "reduce.h"
 #include "solve.h"
@@ -32,19 +34,27 @@ struct Coefficients {
   float C[kMaxHistory];
 };
 
+// By a whole block: a number a thread, all on their way together.
 __device__ __forceinline__ void read_coefficients(const Args& a, const Place& at,
                                                   Coefficients* to) {
-  const Row row = row_at(a.rows, a.width, at.index);
-  to->row = row;
-  to->row.C = to->C;
-  for (int64_t k = 0; k < a.K; ++k) to->C[k] = row.C[k];
-  if (a.outputs) to->weights = weights_at(a, at);
+  static_assert(offsetof(Row, C) == kRowScalars * sizeof(float), "a row's scalars come first");
+  const int word = threadIdx.x, entry = threadIdx.x - 32;
+  if (word < a.width) {
+    const float value = a.rows[at.index * a.width + word];
+    if (word < kRowScalars)
+      reinterpret_cast<float*>(&to->row)[word] = value;
+    else
+      to->C[word - kRowScalars] = value;
+  }
+  if (a.outputs && entry >= 0 && entry < kWeights)
+    reinterpret_cast<float*>(&to->weights)[entry] = weights_of(a, at)[entry];
+  if (word == 0) to->row.C = to->C;
 }
 
 // One piece: the new latents, everything that is kept of the step, and every warp's sums.
 template <bool kFilled, int kHistory, bool kAligned>
-__device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t piece,
-                                         const Coefficients& all, WarpSums<kStepThreads>& sums) {
+__device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t piece, bool begins,
+                                         Coefficients& all, WarpSums<kStepThreads>& sums) {
   constexpr int V = kStepElements;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool first = wants_first(a, at), third = wants_third(a, at);
@@ -52,6 +62,7 @@ __device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t
   g.from = piece * kPiece + threadIdx.x * V;
   g.n = static_cast<int>(least(V, a.N - g.from));
   if (g.n > 0) load_group<kFilled>(a, at, third, &g);
+  if (begins) read_coefficients(a, at, &all);
   // Loads are under way; the coefficients are there, and the last piece's sums are written.
   __syncthreads();
   const Row& row = all.row;
@@ -102,15 +113,15 @@ __device__ __forceinline__ void finish(const Args& a, Place at, double first, co
   tell_graph(a, at);
 }
 
-// By a sample's last block. A function of its own: no other block pays for its registers.
-__device__ __attribute__((noinline)) void finish_alone(const Args& a, int64_t b) {
+// By a sample's last block.
+__device__ __forceinline__ void finish_alone(const Args& a, int64_t b) {
   const Place at = place_of(a, b);
   const Sums sums = add_up(a, at);
   if (threadIdx.x == 0) finish(a, at, sums.first, sums);
 }
 
 // By the batch's last block: one decision from the sums over all samples.
-__device__ __attribute__((noinline)) void finish_together(const Args& a, bool fresh) {
+__device__ __forceinline__ void finish_together(const Args& a, bool fresh) {
   Sums all = {};
   for (int64_t b = 0; b < a.B; ++b) {
     const Place at = place_of(a, b);
@@ -139,9 +150,8 @@ __global__ void __launch_bounds__(kStepThreads, kHistory > 3 ? 1 : 2)
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, fresh);
   if (moving) {
-    if (threadIdx.x == 0) read_coefficients(a, at, &coefficients);
     for (int64_t piece = block; piece < a.pieces; piece += blocks) {
-      do_piece<kFilled, kHistory, kAligned>(a, at, piece, coefficients, sums);
+      do_piece<kFilled, kHistory, kAligned>(a, at, piece, piece == block, coefficients, sums);
       __syncthreads();
       write_piece<kStepThreads>(a, b, piece, columns_of(a, at), sums);
     }
@@ -160,7 +170,7 @@ template <bool kFilled, int kHistory, bool kAligned>
 cudaError_t launch_step_kernel(const Args& a, bool fresh, cudaStream_t stream) {
   const auto kernel = step_kernel<kFilled, kHistory, kAligned>;
   static Rooms rooms;
-  const int64_t wanted = (2 * rooms.of(kernel, kStepThreads, 0).blocks + a.B - 1) / a.B;
+  const int64_t wanted = 2 * rooms.of(kernel, kStepThreads, false).blocks / a.B;
   const int64_t blocks = least(a.pieces, wanted > 1 ? wanted : 1);
   return launch(kernel, a.B * blocks, kStepThreads, 0, false, stream, a, fresh,
                 static_cast<uint32_t>(blocks));

@@ -84,10 +84,10 @@ def set_device(
 
 
 def counters():
-    """Launches since set_device: all, cooperative, and what was told to a graph."""
-    values = (ctypes.c_int64 * 5)()
+    """Launches since set_device: all, cooperative, what was told to a graph, the error left."""
+    values = (ctypes.c_int64 * 6)()
     library().emulation_get(values)
-    names = ("launches", "cooperative", "condition_calls", "condition", "value")
+    names = ("launches", "cooperative", "condition_calls", "condition", "value", "error")
     return dict(zip(names, values, strict=True))
 
 

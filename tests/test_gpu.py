@@ -101,16 +101,23 @@ def test_advance_has_the_bits_of_the_cpu(cls, rule, dtype, granularity):
 @pytest.mark.parametrize("rule", RULES)
 def test_advance_is_step_repeated(cls, rule):
     """Held in registers, read again, too large for one launch, not on 16 bytes: the same bits."""
-    for batch, elements in ((1, 65536), (70, 20480), (1, 2_000_008), (3, 4099)):
-        solver = problems.table(11, 2)
-        one = on_gpu(problems.state(solver, batch, elements, problems.config(rule, solver)), cls)
+    # Held in registers; in shared memory too; more than fits; more samples than blocks at once; not
+    # on 16 bytes; a long history; a run of nine.
+    shapes = [(1, 65536), (70, 20480), (1, 2_000_008), (1, 8_000_000), (300, 2048), (3, 4099)]
+    cases = [(*shape, 2, 4) for shape in shapes] + [(2, 4096, 4, 4), (2, 4096, 2, 9)]
+    for batch, elements, history, max_skip in cases:
+        solver = problems.table(11, history, stochastic="repair" not in rule)
+        config = problems.config(rule, solver, 0.6, max_skip)
+        one = on_gpu(problems.state(solver, batch, elements, config), cls)
+        if history == 4:
+            one.noise = torch.randn(11, batch, elements, device=DEVICE)
         many = problems.clone(one)
         for tick in range(4):
             one.model_output.copy_(fed(one, tick))
             many.model_output.copy_(one.model_output)
             one.advance()
             many.step(True)
-            for _ in range(8):
+            for _ in range(10):
                 many.step(False)
             assert_same(one, many)
 

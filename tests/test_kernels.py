@@ -42,6 +42,8 @@ def assert_idle(of):
     """The workspace is ready for the next launch: every counter but the barrier's round is zero."""
     counters = of.workspace[:, 0].contiguous().view(torch.int32).view(len(of.workspace), -1)
     assert not bool(counters[:, [0, 1, 3, 4]].any()), counters[:, :6]
+    # An error left behind would be raised by the next kernel of somebody else.
+    assert emulated.counters()["error"] == 0
 
 
 def sampled(of, seed=0, verb="advance"):
@@ -130,6 +132,7 @@ def test_samples_at_different_steps(rule, batch, elements, history, verb, order,
     of.progress[2] = torch.randint(0, 6, (batch,), generator=g)
     of.progress[3] = (of.progress[0] - torch.randint(1, 6, (batch,), generator=g)).clamp(min=0)
     of.progress[4] = (of.progress[3] - torch.randint(1, 6, (batch,), generator=g)).clamp(min=0)
+    of.refreshed.copy_(torch.rand(of.refreshed.shape, generator=g) < 0.5)
     if of.outputs is not None:
         of.outputs.copy_(torch.randn(of.outputs.shape, generator=g))
     of.model_output.copy_(problems.outputs(of, 0, seed))
@@ -233,7 +236,7 @@ def test_a_run_is_one_launch_where_it_fits():
     # Without sums nothing waits for anything.
     assert launches_of("plan") == launches_of("every(3) linear", cooperative=False) == (1, 0)
     assert launches_of("defect", stages=2) == (1, 1)
-    assert launches_of("third_order", stages=2)[0] == 9
+    assert launches_of("third_order", stages=2)[0] == 10
     assert launches_of("never") == (1, 0)
 
 
@@ -380,6 +383,42 @@ def test_noise_given_by_the_caller_is_added():
         emulated.set_device(2, 2)
         for _ in zip(sampled(of), sampled(cpu), strict=True):
             assert torch.equal(of.current(), cpu.current())
+
+
+def test_a_run_begun_at_a_first_stage_comes_to_its_end():
+    solver = problems.table(12, stages=2)
+    for rule in ("never", "every(2)", "every(3) linear"):
+        of = emulated.state(solver, 1, 40, problems.config(rule, solver))
+        cpu = problems.clone(State(**vars(of)))
+        # Between a whole step's stages, on an output that serves both.
+        for each in (of, cpu):
+            each.latents.nan_to_num_(0.5)
+            if each.outputs is not None:
+                each.outputs.nan_to_num_(0.5)
+            each.progress[:, 0] = torch.tensor([4, 1, 3, 3, 2])
+            each.advance()
+        assert int(of.progress[1]) == 0
+        assert_same(of, cpu)
+        again = problems.clone(cpu)
+        again.progress[:, 0] = torch.tensor([4, 1, 3, 3, 2])
+        reference.advance(*again.arguments())
+        assert torch.equal(again.progress, of.progress)
+
+
+def test_a_launch_that_leaves_no_samples_cannot_end_a_loop():
+    of = emulated.state(problems.table(6), 0, 40)
+    of.advance()
+    with pytest.raises(RuntimeError, match="condition needs at least one sample"):
+        of.advance(condition=7)
+
+
+def test_stages_beyond_the_ring_are_refused():
+    for stages in (2, 2**62, 6148914691236517205):
+        of = emulated.state(problems.table(6), 1, 40)
+        of.rule = (*of.rule[:3], stages)
+        for verb in (of.advance, State(**vars(of)).advance):
+            with pytest.raises(RuntimeError, match="latents must hold at least"):
+                verb()
 
 
 @pytest.mark.parametrize(

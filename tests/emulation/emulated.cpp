@@ -59,7 +59,7 @@ extern "C" __attribute__((visibility("default"))) void emulation_set(int multipr
 }
 
 // Of launches since emulation_set: launches, cooperative ones, calls that set a condition, the
-// handle and the value of the last.
+// handle and the value of the last; the error left behind.
 extern "C" __attribute__((visibility("default"))) void emulation_get(int64_t* into) {
   const emulation::Device& device = emulation::device();
   into[0] = device.launches;
@@ -67,4 +67,5 @@ extern "C" __attribute__((visibility("default"))) void emulation_get(int64_t* in
   into[2] = device.condition_calls;
   into[3] = static_cast<int64_t>(device.condition_handle);
   into[4] = device.condition_value;
+  into[5] = cudaGetLastError();
 }

@@ -55,6 +55,8 @@ inline bool is_valid(const cudaLaunchConfig_t& config) {
          grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
 }
 
+constexpr int kOwnShared = 4 << 10;
+
 // Dynamic shared memory that a kernel was allowed on a device, where that is more than 48 KiB.
 inline std::map<std::pair<int, const void*>, size_t>& allowed() {
   static std::map<std::pair<int, const void*>, size_t> bytes;
@@ -129,9 +131,20 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
+// Of every kernel as much: what one declares shows only when it runs.
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  attributes->sharedSizeBytes = emulation::kOwnShared;
+  return cudaSuccess;
+}
+
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
-  if (bytes > emulation::device().shared_memory) return cudaErrorInvalidConfiguration;
+  if (bytes > emulation::device().shared_memory - emulation::kOwnShared)
+    return emulation::device().last_error = cudaErrorInvalidConfiguration;
   emulation::allowed()[{emulation::device().ordinal, reinterpret_cast<const void*>(kernel)}] =
       static_cast<size_t>(bytes);
   return cudaSuccess;
