@@ -49,9 +49,9 @@ Args:
     condition: handle of the conditional node of a CUDA graph whose value the launch sets: 1 while
         some sample has steps to go, then 0. CUDA alone.
 
-Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory). Values lie on the
-    device: only the CPU's op raises for impossible counters (a GPU leaves such a sample alone) and
-    for samples at different steps that decide together (undefined on a GPU).
+Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory). Values lie on
+    the device: only the CPU's op raises for impossible counters (a GPU leaves such a sample alone)
+    and for samples at different steps that decide together (undefined on a GPU).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 
 Schemas live here; `reference` is the ops' default implementation (CompositeExplicitAutograd), and

@@ -111,6 +111,28 @@ def ready(rule="third_order", threshold=0.3, **options):
     return of
 
 
+def midway(of, seed=0):
+    """The state's samples in the middle of everything: other steps and runs, finished ones too."""
+    g = torch.Generator().manual_seed(seed)
+    (_, batch, elements), steps = of.latents.shape, len(of.rows)
+
+    def back():
+        return torch.randint(1, 6, (batch,), generator=g)
+
+    of.latents.copy_(torch.randn(of.latents.shape, generator=g))
+    of.history.copy_(torch.randn(of.history.shape, generator=g))
+    of.norms.copy_(torch.rand(of.norms.shape, generator=g, dtype=torch.float64) * elements)
+    for row, most in enumerate((steps + 1, 4, 6)):
+        of.progress[row] = torch.randint(0, most, (batch,), generator=g)
+    of.progress[3] = (of.progress[0] - back()).clamp(min=0)
+    of.progress[4] = (of.progress[3] - back()).clamp(min=0)
+    of.refreshed.copy_(torch.rand(of.refreshed.shape, generator=g) < 0.5)
+    if of.outputs is not None:
+        of.outputs.copy_(torch.randn(of.outputs.shape, generator=g))
+    of.model_output.copy_(outputs(of, 0, seed))
+    return of
+
+
 def clone(original):
     values = {
         name: value.clone() if isinstance(value, torch.Tensor) else value

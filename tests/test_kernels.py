@@ -120,22 +120,10 @@ def test_step_equals_reference_and_has_the_bits_of_the_cpu(
 )
 def test_samples_at_different_steps(rule, batch, elements, history, verb, order, seed, fresh):
     """A batch in the middle of everything: other steps, runs, finished and impossible samples."""
-    steps, g = 11, torch.Generator().manual_seed(seed)
+    steps = 11
     solver = problems.table(steps, history, seed=seed)
     config = problems.config(rule, solver, threshold=0.5, max_skip=2, seed=seed)
-    of = emulated.state(solver, batch, elements, config, seed=seed)
-    of.latents.copy_(torch.randn(of.latents.shape, generator=g))
-    of.history.copy_(torch.randn(of.history.shape, generator=g))
-    of.norms.copy_(torch.rand(of.norms.shape, generator=g, dtype=torch.float64) * elements)
-    of.progress[0] = torch.randint(0, steps + 1, (batch,), generator=g)
-    of.progress[1] = torch.randint(0, 4, (batch,), generator=g)
-    of.progress[2] = torch.randint(0, 6, (batch,), generator=g)
-    of.progress[3] = (of.progress[0] - torch.randint(1, 6, (batch,), generator=g)).clamp(min=0)
-    of.progress[4] = (of.progress[3] - torch.randint(1, 6, (batch,), generator=g)).clamp(min=0)
-    of.refreshed.copy_(torch.rand(of.refreshed.shape, generator=g) < 0.5)
-    if of.outputs is not None:
-        of.outputs.copy_(torch.randn(of.outputs.shape, generator=g))
-    of.model_output.copy_(problems.outputs(of, 0, seed))
+    of = problems.midway(emulated.state(solver, batch, elements, config, seed=seed), seed)
     emulated.set_device(2, 3, order=order, seed=seed)
     if verb == "step":
         before = problems.clone(of)
