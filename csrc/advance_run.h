@@ -1,0 +1,185 @@
+// A sample's run inside the kernel of `advance`: the sums of a piece, the decision about all of its
+// steps, the steps themselves, and what a block keeps in between.
+#pragma once
+
+#include "reduce.h"
+#include "solve.h"
+
+namespace ak {
+
+constexpr int kAdvanceThreads = 512;
+constexpr int kAdvanceElements = 4;
+static_assert(kAdvanceThreads * kAdvanceElements == kPiece, "a block does a piece");
+
+constexpr int64_t kPieceBytes = kPiece * sizeof(float);  // of one array
+
+// Steps whose differences fit into the sums of a piece.
+constexpr int64_t kMaxCandidates = kSums / 2;
+
+AK_HD bool decides_by_sums(const Args& a) {
+  return needs_first(a.rule.criterion) || needs_defect(a.rule.criterion);
+}
+
+// Steps that the run of a sample can have at most.
+AK_HD int64_t most_steps(const Args& a, const Place& at) {
+  return least(a.T - at.index, longest_run(a.rule, a.T));
+}
+
+template <bool kFilled>
+__device__ __forceinline__ Weights filled_weights(const Args& a, const Place& at) {
+  if constexpr (kFilled) return weights_at(a, at);
+  return {};
+}
+
+// The first half for a piece: its sums.
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
+                                           Group<kAdvanceElements, kHistory, true> g,
+                                           WarpSums<kAdvanceThreads>& sums) {
+  constexpr int V = kAdvanceElements;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (needs_defect(a.rule.criterion)) {
+    if (!kFilled || !wants_defect(a, at)) return 0;
+    double sum = 0;
+    if (g.n > 0) sum = sum_defect(at, row_at(a.rows, a.width, at.index), weights_at(a, at), g);
+    sum = warp_sum(sum);
+    if (lane == 0) sums[kDefectColumn][warp] = sum;
+    return 1u << kDefectColumn;
+  }
+  Place p = at;
+  const int64_t most = p.index + 1 < a.rule.warmup ? 1 : most_steps(a, at);
+  for (int64_t k = 0; k < most; ++k) {
+    double third = 0, first = 0;
+    if (g.n > 0) {
+      float x_next[V];
+      solve<kFilled>(a, p, row_at(a.rows, a.width, p.index), filled_weights<kFilled>(a, p), &g,
+                     x_next);
+      if (wants_third(a, p)) third = sum_third(g.n, x_next, g.x, g.x_1, g.x_2);
+      first = sum_first(a, g.n, x_next, g.x);
+      shift(x_next, &g);
+    }
+    third = warp_sum(third);
+    first = warp_sum(first);
+    if (lane == 0) {
+      sums[2 * k + kThirdColumn][warp] = third;
+      sums[2 * k + kFirstColumn][warp] = first;
+    }
+    step_past(&p);
+  }
+  return (1u << (2 * most)) - 1;
+}
+
+// By a sample's last block: decides the whole run and leaves its length in the head.
+__device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t columns) {
+  const Place at = place_of(a, b);
+  using Totals = double[kSums];
+  AK_SHARED(Totals, totals);
+  const int warp = threadIdx.x / 32;
+  __syncthreads();
+  if (warp < kSums) {
+    const bool wanted = columns >> warp & 1u;
+    const double total = wanted ? column_total(column_of(a, at.b, warp), a.pieces) : 0.0;
+    if (threadIdx.x % 32 == 0) totals[warp] = total;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  const bool defect = needs_defect(a.rule.criterion);
+  const int64_t most = most_steps(a, at);
+  Place p = at;
+  int32_t length = 0;
+  do {
+    const int column = defect ? 0 : 2 * length;
+    const Sums sums = {
+        totals[column + kThirdColumn], totals[column + kFirstColumn], p.norms[0], p.norms[1],
+        static_cast<double>(a.N),      totals[kDefectColumn],         0.0};
+    conclude(a, &p, sums.first, sums);
+    ++length;
+  } while (p.run > 0 && length < most);
+  save(a, p);
+  if (p.index == a.T && length > 1)
+    set_timestep(a, at.b, row_at(a.rows, a.width, a.T - 2).timestep);
+  tell_graph(a, p);
+  head_of(a, at.b)->length = length;
+}
+
+// The length of a run that takes no sums.
+__device__ __forceinline__ int64_t known_length(const Args& a, int64_t b) {
+  Place at = place_of(a, b);
+  const int64_t most = most_steps(a, at);
+  int64_t length = 0;
+  do {
+    move_on(a, &at, 0.0, Sums{});
+    ++length;
+  } while (at.run > 0 && length < most);
+  return length;
+}
+
+// The second half for a piece: takes the steps and writes what they leave.
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
+                                    Group<kAdvanceElements, kHistory, true>& g) {
+  constexpr int V = kAdvanceElements;
+  const auto write = [&](const float (&from)[V], float* to) { g.store(from, g.n, to + g.from); };
+  for (int64_t k = 0; k < length; ++k) {
+    const Row row = row_at(a.rows, a.width, at.index);
+    float x_next[V];
+    solve<kFilled>(a, at, row, filled_weights<kFilled>(a, at), &g, x_next);
+    // What no step after the run reads is left out.
+    if (k + latents_read(a.rule) >= length) write(x_next, ring(a, at, at.index + 1));
+    if (a.K > 1 && k + a.K - 1 >= length) write(g.h, kept(a, at, at.index));
+    if (kFilled && is_fresh(at)) write(g.e[0], output(a, at, at.nfe));
+    // At the end of a sampling the input of its last step stays.
+    if (at.index + 1 < a.T && (k + 1 == length || at.index + 2 == a.T))
+      write_input(a, at, row, g, x_next);
+    shift(x_next, &g);
+    step_past(&at);
+  }
+}
+
+// The arrays of a thread's elements that a run needs again in its second half: no differences, and
+// of the outputs two and, in a run that began before, the third in place of the network's.
+template <bool kFilled, int kHistory, typename Visit>
+__device__ __forceinline__ void visit(const Args& a, const Place& at,
+                                      Group<kAdvanceElements, kHistory, true>* g, Visit each) {
+  each(g->x);
+  if (!kFilled || is_fresh(at)) each(g->m);
+#pragma unroll
+  for (int k = 1; k < kHistory; ++k)
+    if (k < a.K) each(g->old[k - 1]);
+  if constexpr (kFilled) {
+    each(g->e[0]);
+    each(g->e[1]);
+    if (!is_fresh(at)) each(g->e[2]);
+  }
+}
+
+// How many those are.
+inline int64_t arrays_of(const Args& a) { return 2 + a.K - 1 + (a.outputs ? 2 : 0); }
+
+// A block's pieces between the halves: the last stays in registers, the first `shelves` in shared
+// memory, others are read again. A thread reads its own elements alone, 16 bytes beside those of
+// its neighbour.
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ void shelve(const Args& a, const Place& at, int64_t arrays,
+                                       int64_t shelf, Group<kAdvanceElements, kHistory, true>* g,
+                                       uint4* memory) {
+  uint4* to = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
+  visit<kFilled>(a, at, g, [&](const float (&v)[kAdvanceElements]) {
+    *to = make_uint4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3]));
+    to += kAdvanceThreads;
+  });
+}
+
+template <bool kFilled, int kHistory>
+__device__ __forceinline__ void take_back(const Args& a, const Place& at, int64_t arrays,
+                                          int64_t shelf, Group<kAdvanceElements, kHistory, true>* g,
+                                          const uint4* memory) {
+  const uint4* from = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
+  visit<kFilled>(a, at, g, [&](float (&v)[kAdvanceElements]) {
+    v[0] = from_bits(from->x), v[1] = from_bits(from->y);
+    v[2] = from_bits(from->z), v[3] = from_bits(from->w);
+    from += kAdvanceThreads;
+  });
+}
+
+}  // namespace ak
