@@ -50,8 +50,9 @@ Args:
         some sample has steps to go, then 0. CUDA alone.
 
 Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory). Values lie on
-    the device: only the CPU's op raises for impossible counters (a GPU leaves such a sample alone)
-    and for samples at different steps that decide together (undefined on a GPU).
+    the device: only the CPU's op raises for negative counters or refreshes that lie ahead (a GPU
+    leaves such a sample alone) and for samples at different steps that decide together (undefined
+    on a GPU).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 
 Schemas live here; `reference` is the ops' default implementation (CompositeExplicitAutograd), and
@@ -140,7 +141,7 @@ def implementation(device: str) -> tuple[str, str]:
             why += "; no CUDA device is here"
         return name, why
     if device not in ("cuda", "xpu"):
-        return REFERENCE, why if library else f"{why}; the reference needs one with float64"
+        return REFERENCE, why if library else f"{why}; the reference needs a device with float64"
     found, triton = triton_kernels.available()
     return ("Triton" if found else REFERENCE), f"{why}; {triton}"
 

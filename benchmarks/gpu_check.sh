@@ -11,9 +11,14 @@
 set -u
 cd "$(dirname "$0")/.."
 out=${OUT:-bench/gpu} python=${PYTHON:-python3} seconds=570 build=yes commit=()
+# What `make` installed, where it did.
+[ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
 
 while [ $# -gt 0 ]; do
   case $1 in
+    --out | --python | --commit | --seconds)
+      [ $# -gt 1 ] || { echo "gpu_check.sh: $1 needs a value" >&2 && exit 2; } ;;&
+    -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' benchmarks/gpu_check.sh && exit 0 ;;
     --out) out=$2 && shift 2 ;;
     --python) python=$2 && shift 2 ;;
     --commit) commit=(--commit "$2") && shift 2 ;;
