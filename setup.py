@@ -1,6 +1,7 @@
 """Builds the op libraries: `_C` (CPU) always, `_C_cuda` where nvcc and a CUDA build of torch are.
 
-Both use LibTorch's stable ABI with target 2.11, so one build runs on torch 2.11 and newer.
+Both use LibTorch's stable ABI with target 2.11, so one build runs on torch 2.11 and newer. Beside
+`_C_cuda` stands `_graph`, a module of this Python that builds loops inside CUDA graphs.
 """
 
 import os
@@ -9,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils import cpp_extension
 
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -51,6 +52,22 @@ def cuda_library(toolkit, version):
     )
 
 
+def graph_module(toolkit):
+    """Needs the toolkit's header alone: the driver is looked for at run time, torch never."""
+    import pybind11
+
+    return Extension(
+        "adaptive_kernels._graph",
+        ["csrc/graph.cpp"],
+        depends=HEADERS,
+        include_dirs=[pybind11.get_include(), str(toolkit / "include")],
+        libraries=["dl"],
+        extra_compile_args={"cxx": CXX},
+        language="c++",
+        optional=True,
+    )
+
+
 class Build(cpp_extension.BuildExtension):
     """Builds what it can: where CUDA fails, the CPU library still serves."""
 
@@ -82,9 +99,12 @@ def cuda_toolkit():
 
 
 toolkit = cuda_toolkit()
+extensions = [cpu_library()]
+if toolkit:
+    extensions += [cuda_library(*toolkit), graph_module(toolkit[0])]
 setup(
-    ext_modules=[cpu_library()] + ([cuda_library(*toolkit)] if toolkit else []),
+    ext_modules=extensions,
     cmdclass={"build_ext": Build},
-    # The libraries know nothing of Python: one wheel serves every version from 3.10 on.
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    # The libraries know nothing of Python: one wheel of them serves every version from 3.10 on.
+    options={} if toolkit else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -4,13 +4,16 @@ from .calibration import calibrate
 from .config import AdaptiveConfig
 from .plan import Plan
 from .presets import load_config, presets, save_config
-from .sampler import AdaptiveSampler, SamplingResult, StepInfo
+from .result import SamplingResult, StepInfo
+from .sampler import AdaptiveSampler
 from .schedule import SolverTable, UnsupportedSchedulerError
 from .version import __version__
+from .watch import CaptureError
 
 __all__ = [
     "AdaptiveConfig",
     "AdaptiveSampler",
+    "CaptureError",
     "Plan",
     "SamplingResult",
     "SolverTable",

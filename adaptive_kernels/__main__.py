@@ -107,9 +107,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from . import ops
+    from . import capability, ops
 
-    info = ops.info()
+    info = {**ops.info(), "executors": capability.info()}
     if arguments.json:
         print(json.dumps(info, indent=2))
         return
@@ -120,6 +120,12 @@ def _info(arguments: argparse.Namespace) -> None:
     print("what serves each device")
     for device, serves in info["serves"].items():
         print(f"  {device:8} {serves['implementation']}: {serves['why']}")
+    print("how a sampling runs there (executor)")
+    for device, executors in info["executors"].items():
+        for name, executor in executors.items():
+            print(
+                f"  {device:8} {name:7} {'yes' if executor['works'] else 'no'}: {executor['why']}"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,7 @@
 """Calling the user's network: conditioning rows, guidance halves, checks of what comes back."""
 
+import copy
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,6 +119,53 @@ class NetworkCall:
         if output.dtype not in DTYPES:
             output = output.float()
         return output.reshape(output.shape[0], -1).contiguous()
+
+    def fixed(self) -> "NetworkCall":
+        """The same call of all rows, with conditioning in buffers of its own."""
+        twin = copy.copy(self)
+        twin._all = pytree.tree_map_only(Tensor, Tensor.clone, self._all)
+        return twin
+
+    def load(self, other: "NetworkCall") -> None:
+        """Takes the conditioning of a call of the same signature into these buffers."""
+        mine, theirs = (pytree.tree_leaves(call._all) for call in (self, other))
+        for into, value in zip(mine, theirs, strict=True):
+            if isinstance(into, Tensor):
+                into.copy_(value)
+
+    def signature(self) -> tuple:
+        """What a captured call fixes: the model and where its parameters lie, shapes, plain values.
+
+        What a model that is no module closes over cannot be seen.
+        """
+        leaves = [
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else _value(leaf)
+            for leaf in pytree.tree_leaves(self._all)
+        ]
+        return _identity(self.model), self.shape, self.guided, self.spec, tuple(leaves)
+
+    def bytes(self) -> int:
+        leaves = pytree.tree_leaves(self._all)
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _identity(model: Callable) -> tuple:
+    # A method is another object each time it is asked for.
+    owner = getattr(model, "__self__", model)
+    identity = (id(owner), id(getattr(model, "__func__", None)))
+    if not isinstance(owner, torch.nn.Module):
+        return identity
+    memory = itertools.chain(owner.parameters(), owner.buffers())
+    return (
+        *identity,
+        sum(module.training for module in owner.modules()),
+        tuple((tensor.data_ptr(), tensor.dtype) for tensor in memory),
+    )
+
+
+def _value(leaf: Any) -> Any:
+    plain = leaf is None or isinstance(leaf, (bool, int, float, str, bytes, torch.dtype))
+    return (type(leaf), leaf) if plain else id(leaf)
 
 
 def _tensor_of(output: Any) -> Tensor:

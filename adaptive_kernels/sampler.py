@@ -1,52 +1,22 @@
 """The thin sampler: while some sample is not finished, call the network, then advance."""
 
-import numbers
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .arguments import expect, guidance_of, seeds_of, threshold_of
 from .config import AdaptiveConfig
+from .executors import Executors, Job
 from .fills import fill_tables
 from .network import DTYPES, NetworkCall, network_dtype
+from .result import SamplingResult, StepInfo, info_of, result_of
 from .schedule import SolverTable
 from .state import MAX_HISTORY, State
 
-__all__ = ["AdaptiveSampler", "SamplingResult", "StepInfo"]
-
-
-@dataclass(frozen=True)
-class SamplingResult:
-    """What a sampling gives: the latents and the record of its decisions.
-
-    T solver steps, B samples; ``score[i]`` decided step i: left over right side of the criterion,
-    NaN where the step was forced without one.
-    """
-
-    latents: Tensor  # [B, ...] float32
-    nfe: Tensor  # [B] int32: network calls per sample; a guided pair counts as one
-    refreshed: Tensor  # [T, B] bool
-    score: Tensor  # [T, B] float32
-    nonfinite: Tensor  # [B] bool: NaN or Inf in the final latents
-    executor: str = "eager"
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What ``callback`` is given after every tick: a network call and all until the next one.
-
-    The tensors are the sampler's own buffers: read them, copy what shall outlive the call.
-    """
-
-    tick: int
-    index: Tensor  # [B] int32: solver steps done
-    nfe: Tensor  # [B] int32
-    refreshed: Tensor  # [T, B] bool, filled up to index
-    latents: Callable[[], Tensor]  # () -> [B, ...] float32, each sample at its own step
+__all__ = ["AdaptiveSampler"]
 
 
 class AdaptiveSampler:
@@ -56,8 +26,20 @@ class AdaptiveSampler:
             model_output = network(model_input, timestep)
             advance(state)                          # the solver, the norms, the decisions
 
-    Holds no state between calls: one sampler serves several threads, and a call after a failed
-    one starts clean. On an accelerator this loop reads the samples' progress once per tick.
+    One sampler serves several threads, and a call after a failed one starts clean. How the loop
+    runs is the executor's matter, with the same latents and decisions:
+
+    - ``"graph"``: one CUDA-graph launch for all of it; nothing synchronises from the first step to
+      the last. Compiled CUDA library, driver of CUDA 12.4 or newer.
+    - ``"groups"``: a CUDA graph per tick, launched ahead by the host. CUDA and ROCm.
+    - ``"eager"``: the plain loop, any device; reads the samples' steps once per tick, and calls the
+      network on the unfinished samples alone.
+    - ``"auto"``: the first of these that works; `SamplingResult` says which one, and why.
+
+    Graphs are captured at the first call and kept for calls of the same shapes, whatever their
+    noise, conditioning, thresholds, guidance scales and seeds; `close` (or ``with``) frees them. A
+    captured network is called on all rows, must not draw random numbers nor read a value on the
+    host, and what it closes over beside a module's parameters and buffers must stay where it is.
 
     Args:
         scheduler: a diffusers scheduler (left untouched) or a `SolverTable`.
@@ -66,6 +48,7 @@ class AdaptiveSampler:
         guidance_scale: g of ``mu + g (mc - mu)``, a number or a tensor [B]; None or 1.0 calls the
             network on the conditional half alone.
         dtype: of the network's input; None takes the dtype of the model's parameters.
+        executor: "auto", "graph", "groups" or "eager".
         **table_arguments: passed to `SolverTable.from_scheduler` (strength, step_kwargs, mu, ...).
 
     Raises:
@@ -82,6 +65,7 @@ class AdaptiveSampler:
         config: AdaptiveConfig | None = None,
         guidance_scale: float | Tensor | None = None,
         dtype: torch.dtype | None = None,
+        executor: str = "auto",
         **table_arguments,
     ):
         if config is not None and not isinstance(config, AdaptiveConfig):
@@ -108,8 +92,9 @@ class AdaptiveSampler:
             )
         self.config = config or AdaptiveConfig()
         self._tables = fill_tables(self.table, self.config)
+        self._executors = Executors(executor, self.table, self.config)
         self.dtype = dtype
-        self.guidance_scale = _guidance(guidance_scale)
+        self.guidance_scale = guidance_of(guidance_scale)
         self._scale_is_one = guidance_scale is not None and self.guidance_scale is None
 
     @torch.no_grad()
@@ -123,6 +108,8 @@ class AdaptiveSampler:
         latents: Tensor | None = None,
         seed: int | Sequence[int] | Tensor = 0,
         step_noise: Tensor | None = None,
+        guidance_scale: float | Tensor | None = None,
+        threshold: float | Tensor | None = None,
         gather: bool = True,
         callback: Callable[[StepInfo], None] | None = None,
         progress: bool = True,
@@ -139,40 +126,63 @@ class AdaptiveSampler:
             seed: noise streams of stochastic solvers: an int s gives sample b the stream s + b; a
                 sequence or tensor [B] names each. A stream is the same whatever the batch.
             step_noise: [T, B, ...] float32, the solver's noise itself, in place of `seed`.
+            guidance_scale, threshold: a number or a tensor [B], in place of the sampler's.
             gather: call the model on unfinished samples only; False always sends all rows, for a
-                model that closes over per-row data.
-            callback: called with a `StepInfo` after every tick.
+                model that closes over per-row data. Graphs always send all rows.
+            callback: called with a `StepInfo` after every tick; needs the plain loop.
             progress: whether to show a tqdm bar.
 
-        Raises: ValueError, TypeError at the border; what the model raises passes through.
+        Raises: ValueError, TypeError at the border; what the model raises passes through;
+            RuntimeError where the executor asked for does not work, and its kind `CaptureError`
+            where the network cannot be captured.
         """
-        state = self.begin(model, noise, latents, seed, step_noise)
-        guided = self.guidance_scale is not None
+        scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
+        is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
+        state = self._begin(model, noise, latents, seed, step_noise, scale, threshold)
+        guided = scale is not None
         network = NetworkCall(
             model,
             noise.shape,
             guided,
             conditioning,
             # A scale of 1.0 is the conditional half alone, whatever else is given.
-            unconditional if guided or not self._scale_is_one else None,
+            unconditional if guided or not is_one else None,
             gather,
             noise.device,
         )
-        steps, batch = self.table.num_steps, noise.shape[0]
-        tick = 0
-        with tqdm(total=steps * batch, unit="step", disable=not progress) as bar:
-            while len(rows := (state.index < steps).nonzero()[:, 0]):
-                partial = rows if gather and len(rows) < batch else None
-                output = network(state.model_input, state.timestep, partial)
-                state.advance(output, partial)
-                tick += 1
-                bar.update(int(state.index.sum()) - bar.n)
-                if callback is not None:
-                    callback(_info(state, tick, noise.shape))
-        return _result(state, noise.shape)
+        told = None
+        if callback is not None:
+
+            def told(tick, state):
+                callback(info_of(state, tick, noise.shape))
+
+        steps = self.table.num_steps * noise.shape[0]
+        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+            return self._executors.run(
+                Job(network, state, gather, told),
+                bar,
+                lambda done, executor, why: result_of(done, noise.shape, executor, why, bar),
+            )
+
+    def report(self) -> dict:
+        """What the sampler holds: captures so far, what is built, and its bytes on the device."""
+        return self._executors.report()
+
+    def close(self) -> None:
+        """Waits for the last launch and frees captured graphs; a later call captures again."""
+        self._executors.close()
+
+    def __enter__(self) -> "AdaptiveSampler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def begin(self, model, noise, latents=None, seed=0, step_noise=None) -> State:
         """The buffers before the first step; the arguments of a call, checked as there."""
+        return self._begin(model, noise, latents, seed, step_noise, self.guidance_scale, None)
+
+    def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold) -> State:
         if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.dim() < 2:
             raise TypeError(
                 "noise must be a floating-point tensor [B, ...] of at least 2 dimensions, got "
@@ -190,13 +200,12 @@ class AdaptiveSampler:
                 f"the first {table.begin} rows of its schedule; got None"
             )
         if latents is not None:
-            _expect("latents", latents, noise.shape, noise.device)
+            expect("latents", latents, noise.shape, noise.device)
             clean_scale, noise_scale = table.start
             x = clean_scale * latents.float() + noise_scale * noise.float()
         if step_noise is not None:
-            _expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
+            expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
             step_noise = step_noise.float()
-        guidance = self.guidance_scale
         if guidance is not None:
             if guidance.dim() == 1 and guidance.shape[0] != batch:
                 raise ValueError(
@@ -204,73 +213,16 @@ class AdaptiveSampler:
                     f"got {guidance.shape[0]}"
                 )
             guidance = guidance.to(noise.device).expand(batch).contiguous()
-        return State.begin(
+        state = State.begin(
             table,
             x,
             self.config,
             guidance_scale=guidance,
-            seed=_seeds(seed, batch).to(noise.device),
+            seed=seeds_of(seed, batch).to(noise.device),
             noise=step_noise,
             dtype=self.dtype or network_dtype(model),
             tables=self._tables,
         )
-
-
-def _guidance(value) -> Tensor | None:
-    if value is None:
-        return None
-    if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
-        raise TypeError(f"guidance_scale must be a number or a tensor [B], got {value!r}")
-    if not isinstance(value, Tensor):
-        value = torch.tensor(float(value), device="cpu")
-    scale = value.detach().float().clone()
-    if scale.dim() > 1:
-        raise ValueError(f"guidance_scale must have shape () or (B,), got {tuple(scale.shape)}")
-    if not bool(scale.isfinite().all()):
-        raise ValueError(f"guidance_scale must be finite, got {value}")
-    return None if scale.dim() == 0 and scale == 1.0 else scale
-
-
-def _seeds(seed, batch: int) -> Tensor:
-    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
-        return int(seed) + torch.arange(batch, device="cpu")
-    seeds = seed if isinstance(seed, Tensor) else torch.as_tensor(seed, device="cpu")
-    if seeds.dtype != torch.int64 or tuple(seeds.shape) != (batch,):
-        raise ValueError(
-            f"seed must be an int or {batch} ints (int64), got {seeds.dtype} {tuple(seeds.shape)}"
-        )
-    return seeds
-
-
-def _expect(name, value, shape, device):
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
-    if value.device != device:
-        raise ValueError(f"{name} must be on {device} as the noise is, got {value.device}")
-
-
-def _info(state: State, tick: int, shape) -> StepInfo:
-    return StepInfo(
-        tick, state.index, state.nfe, state.refreshed, lambda: state.current().view(shape)
-    )
-
-
-def _result(state: State, shape) -> SamplingResult:
-    latents = state.current()
-    nonfinite = ~latents.isfinite().all(dim=1)
-    if bool(nonfinite.any()):
-        which = nonfinite.nonzero()[:, 0].tolist()
-        warnings.warn(
-            f"the latents of samples {which} hold NaN or Inf (result.nonfinite)",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return SamplingResult(
-        latents=latents.view(shape),
-        nfe=state.nfe.clone(),
-        refreshed=state.refreshed,
-        score=state.score,
-        nonfinite=nonfinite,
-    )
+        if threshold is not None:
+            state.threshold.copy_(threshold_of(threshold, batch))
+        return state

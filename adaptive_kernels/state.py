@@ -104,8 +104,12 @@ class State:
         state.latents[0] = x
         return state
 
-    def arguments(self) -> tuple:
-        """The arguments of `ops.advance`, in order; `ops.step` takes `fresh` after them."""
+    def arguments(self, model_output: Tensor | None = None) -> tuple:
+        """The arguments of `ops.advance`, in order; `ops.step` takes `fresh` after them.
+
+        Args:
+            model_output: read in place of the buffer.
+        """
         return (
             self.latents,
             self.history,
@@ -117,7 +121,7 @@ class State:
             self.score,
             self.outputs,
             self.workspace,
-            self.model_output,
+            self.model_output if model_output is None else model_output,
             self.guidance_scale,
             self.threshold,
             self.rows,
@@ -129,28 +133,61 @@ class State:
             self.batch_wide,
         )
 
-    def step(self, fresh: bool) -> None:
+    def step(
+        self,
+        fresh: bool,
+        model_output: Tensor | None = None,
+        condition: int | None = None,
+    ) -> None:
         """One solver update of every sample that does not wait (`ops.step`)."""
-        ops.step(*self.arguments(), fresh)
+        ops.step(*self.arguments(model_output), fresh, condition)
 
-    def advance(self, model_output: Tensor | None = None, rows: Tensor | None = None) -> None:
+    def advance(
+        self,
+        model_output: Tensor | None = None,
+        rows: Tensor | None = None,
+        condition: int | None = None,
+    ) -> None:
         """Takes fresh model outputs and runs every sample to its next refresh (`ops.advance`).
 
         Args:
             model_output: [B or 2B, N] of all samples, or [b or 2b, N] of the samples `rows`
                 alone; None: the network wrote into the buffer.
             rows: [b] int64, or None for all.
+            condition: handle of a CUDA graph's condition to set, or None.
         """
-        arguments = self.arguments()
         if rows is not None:
             batch, everyone = self.latents.shape[1], model_output.new_zeros(self.model_output.shape)
             at = rows if len(everyone) == batch else torch.cat([rows, rows + batch])
             everyone[at] = model_output
             model_output = everyone
-        if model_output is not None:
-            # Between two refreshes the output is used by this call alone: no copy is needed.
-            arguments = (*arguments[:10], model_output, *arguments[11:])
-        ops.advance(*arguments)
+        # Between two refreshes the output is used by this call alone: no copy is needed.
+        ops.advance(*self.arguments(model_output), condition)
+
+    def signature(self) -> tuple:
+        """What a captured `advance` of these buffers fixes: shapes, dtypes, the rule."""
+        return tuple(
+            (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+            for value in vars(self).values()
+        )
+
+    def clone(self) -> "State":
+        """A copy in buffers of its own."""
+        return State(
+            **{
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in vars(self).items()
+            }
+        )
+
+    def load(self, other: "State") -> None:
+        """Takes the values of a state of the same signature into these buffers."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            if isinstance(mine, Tensor):
+                mine.copy_(theirs)
+
+    def bytes(self) -> int:
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     @property
     def index(self) -> Tensor:

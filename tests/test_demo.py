@@ -268,10 +268,14 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
 
 def test_info_says_what_serves_each_device(capsys):
     run = command("info", "--json")
-    assert run.returncode == 0 and strict(run.stdout) == ops.info()
+    info = {**ops.info(), "executors": capability.info()}
+    assert run.returncode == 0 and strict(run.stdout) == info
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    info = ops.info()
+    for device, executors in info["executors"].items():
+        for name, executor in executors.items():
+            works = "yes" if executor["works"] else "no"
+            assert f"  {device:8} {name:7} {works}: {executor['why']}" in lines
     assert info["version"] in lines[0] and info["torch"] in lines[0]
     for part in (*info["libraries"].items(), *info["serves"].items()):
         name, said = part[0], [str(v) for v in part[1].values() if not isinstance(v, bool)]

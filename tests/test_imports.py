@@ -10,7 +10,17 @@ import adaptive_kernels
 ROOT = Path(adaptive_kernels.__file__).parent
 # A module may import from the rooms left of it; leaves import from no room at all.
 LEAVES = [
-    *["version", "plan", "metrics", "probe", "reference", "demo_model", "tradeoff", "store"],
+    *[
+        "version",
+        "plan",
+        "metrics",
+        "probe",
+        "reference",
+        "demo_model",
+        "tradeoff",
+        "store",
+        "watch",
+    ],
 ]
 LAYERS = [
     *LEAVES,
@@ -25,8 +35,16 @@ LAYERS = [
     "triton_step",
     "triton_kernels",
     "ops",
+    "capability",
+    "ahead",
+    "runtime",
     "state",
     "network",
+    "captured",
+    "graph",
+    "groups",
+    "executors",
+    "result",
     "sampler",
     "recording",
     "search",

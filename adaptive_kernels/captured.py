@@ -1,0 +1,114 @@
+"""A network captured in a CUDA graph, over buffers of its own."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .network import NetworkCall
+from .state import State
+from .watch import CaptureError, Watch, is_compiled, where
+
+WARM_UP = 3  # calls before a capture: handles, autotuning, kernels loaded when first used
+
+
+class CapturedNetwork:
+    """One call of a network as a graph: it reads the state's input and writes an output of its own.
+
+    The buffers stand still; new latents, conditioning, thresholds, guidance scales, seeds and
+    tables are copied into them between launches. What must not change is the signature.
+
+    Args:
+        runtime: of the state's device (`runtime.Runtime`).
+        network, state: what is captured, cloned.
+
+    Raises: CaptureError saying where and why; then nothing of it is left.
+    """
+
+    def __init__(self, runtime: Any, network: NetworkCall, state: State):
+        self.runtime, self.signature = runtime, signature(network, state)
+        self.state, self.network = state.clone(), network.fixed()
+        self.last = None  # a mark after the last launch
+        with _autocast_without_cache():
+            self._warm_up()
+            with _told("failed while it was captured"):
+                self.graph = runtime.capture(self._call)
+
+    @property
+    def output(self) -> Tensor:
+        """[B or 2B, N]: where the graph leaves the model output, in its own memory."""
+        return self.graph.result
+
+    def load(self, network: NetworkCall, state: State) -> None:
+        """Takes the values of another call of the same signature, once the last launch is over."""
+        if self.last is not None:
+            self.runtime.follow(self.last)
+        self.network.load(network)
+        self.state.load(state)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device: the network's activations, and the buffers around them."""
+        return {
+            "activations": self.graph.bytes(),
+            "buffers": self.state.bytes() + self.network.bytes(),
+        }
+
+    def settle(self) -> None:
+        """Waits for the last launch."""
+        if self.last is not None:
+            self.last.wait()
+
+    def close(self) -> None:
+        self.settle()
+        self.graph.close()
+
+    def _call(self) -> Tensor:
+        return self.network(self.state.model_input, self.state.timestep, None)
+
+    def _warm_up(self) -> None:
+        compiled = is_compiled(self.network.model)
+        with _told("failed while it was warmed up"), self.runtime.on_stream():
+            watch = Watch(self.state.latents.device.type)
+            before = watch.generators()
+            with contextlib.nullcontext() if compiled else watch:
+                self._call()
+            # Compiled code draws numbers where a watch does not see it.
+            if compiled and watch.generators() != before:
+                raise CaptureError("the network draws random numbers")
+            for _ in range(1, WARM_UP):
+                output = self._call()
+            # Its kernels are loaded here too; a launch begins with other values.
+            self.state.advance(output)
+        self.runtime.synchronize()
+
+
+def signature(network: NetworkCall, state: State) -> tuple:
+    """Two calls of one signature are served by one capture."""
+    device = state.latents.device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return network.signature(), state.signature(), autocast
+
+
+@contextlib.contextmanager
+def _autocast_without_cache() -> Iterator[None]:
+    """Casts that are cached outside a graph would not be in it."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CaptureError as error:
+        raise CaptureError(f"{error}, at {where(error)}") from error
+    except Exception as error:
+        raise CaptureError(
+            f"the network {what}: {type(error).__name__}: {error}, at {where(error)}"
+        ) from error

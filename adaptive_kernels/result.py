@@ -1,0 +1,74 @@
+"""What a sampling gives: the latents and the record of its decisions."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .state import State
+
+
+@dataclass(frozen=True)
+class SamplingResult:
+    """The latents of B samples, and who decided what on the way.
+
+    T solver steps, B samples; ``score[i]`` decided step i: left over right side of the criterion,
+    NaN where the step was forced without one.
+    """
+
+    latents: Tensor  # [B, ...] float32
+    nfe: Tensor  # [B] int32: network calls per sample; a guided pair counts as one
+    refreshed: Tensor  # [T, B] bool
+    score: Tensor  # [T, B] float32
+    nonfinite: Tensor  # [B] bool: NaN or Inf in the final latents
+    executor: str = "eager"  # which one ran it: "graph", "groups" or "eager"
+    executor_why: str = ""  # why that one, and why not those before it
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What ``callback`` is given after every tick: a network call and all until the next one.
+
+    The tensors are the sampler's own buffers: read them, copy what shall outlive the call.
+    """
+
+    tick: int
+    index: Tensor  # [B] int32: solver steps done
+    nfe: Tensor  # [B] int32
+    refreshed: Tensor  # [T, B] bool, filled up to index
+    latents: Callable[[], Tensor]  # () -> [B, ...] float32, each sample at its own step
+
+
+def info_of(state: State, tick: int, shape: tuple[int, ...]) -> StepInfo:
+    return StepInfo(
+        tick, state.index, state.nfe, state.refreshed, lambda: state.current().view(shape)
+    )
+
+
+def result_of(
+    state: State, shape: tuple[int, ...], executor: str, why: str, bar: Any
+) -> SamplingResult:
+    latents = state.current()
+    nonfinite = ~latents.isfinite().all(dim=1)
+    # Copies: the buffers of a captured graph are the next call's too.
+    result = SamplingResult(
+        latents=latents.view(shape),
+        nfe=state.nfe.clone(),
+        refreshed=state.refreshed.clone(),
+        score=state.score.clone(),
+        nonfinite=nonfinite,
+        executor=executor,
+        executor_why=why,
+    )
+    # The first wait for the device, and the only one of a graph.
+    if bool(nonfinite.any()):
+        which = nonfinite.nonzero()[:, 0].tolist()
+        warnings.warn(
+            f"the latents of samples {which} hold NaN or Inf (result.nonfinite)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    bar.update(len(state.rows) * len(latents) - bar.n)
+    return result
