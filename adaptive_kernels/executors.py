@@ -9,6 +9,7 @@ from typing import Any
 from . import capability
 from .ahead import least_groups
 from .captured import CapturedNetwork, signature
+from .choice import Fastest
 from .config import AdaptiveConfig
 from .fills import longest_run
 from .graph import Loop
@@ -45,6 +46,38 @@ def eager(job: Job, bar: Any) -> None:
             job.callback(tick, state)
 
 
+class _Held:
+    """What is captured for one signature, and what was learnt about it."""
+
+    def __init__(self, wanted: Any, job: Job, names: list[str]):
+        # The model stays: the signature names it by its id.
+        self.signature, self.model = wanted, job.network.model
+        self.fastest = Fastest(names)
+        self.why_not: dict[str, str] = {}
+        self.network: CapturedNetwork | None = None
+        self.built: dict[str, Loop | Groups] = {}
+
+    def refuse(self, name: str, why: str) -> None:
+        # A network that no graph takes need not be tried again in another one.
+        for each in [name] if self.network is not None else list(self.fastest.names):
+            self.fastest.drop(each)
+            self.why_not[each] = why
+
+    def keep(self, name: str) -> None:
+        """Frees what was built for other names."""
+        for other in [n for n in self.built if n != name]:
+            self.built.pop(other).close()
+
+    def close(self) -> None:
+        """Waits for the last launch and frees everything."""
+        if self.network is not None:
+            self.network.settle()
+        self.keep("")
+        if self.network is not None:
+            self.network.close()
+        self.network = None
+
+
 class Executors:
     """Runs jobs of one table and config by the executor asked for, or by the fastest that works.
 
@@ -63,10 +96,7 @@ class Executors:
             )
         self.name, self.table, self.config = name, table, config
         self._lock = threading.RLock()
-        self._network: CapturedNetwork | None = None
-        self._built: dict[str, Loop | Groups] = {}
-        # What failed last: signature, the model (whose id it names), why.
-        self._refused: dict[str, tuple[Any, Any, str]] = {}
+        self._held: _Held | None = None
         self._captures = 0
 
     def run(self, job: Job, bar: Any, finish: Callable[[State, str, str], Any]) -> Any:
@@ -74,49 +104,46 @@ class Executors:
 
         Raises: CaptureError, or RuntimeError, where the executor asked for does not work.
         """
-        tried = []
-        for name in capability.EXECUTORS if self.name == "auto" else (self.name,):
-            works, why = self._works(name, job)
-            if works and name == "eager":
-                eager(job, bar)
-                return finish(job.state, name, self._why(tried, why))
-            if works:
-                with self._lock:
+        asked = [self.name] if self.name != "auto" else capability.EXECUTORS
+        answers = {name: self._works(name, job) for name in asked}
+        why_not = {name: why for name, (works, why) in answers.items() if not works}
+        if self.name in why_not:
+            raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
+        names = [name for name in asked if name not in why_not and name != "eager"]
+        if names:
+            with self._lock:
+                held = self._hold(job, names)
+                while held.fastest.names:
+                    name = held.fastest.next()
                     try:
-                        built = self._prepared(name, job)
+                        built = self._prepare(name, job)
                     except CaptureError as error:
-                        if self.name != "auto":
-                            raise
-                        why = str(error)
+                        held.refuse(name, str(error))
                     else:
-                        built.run(bar)
-                        return finish(self._network.state, name, self._why(tried, why))
-            elif self.name != "auto":
-                raise RuntimeError(f"executor {name!r} does not work here: {why}")
-            tried.append(f"not {name}: {why}")
-        raise AssertionError("the plain loop works everywhere")
+                        whys = {**why_not, **held.why_not}
+                        return self._launch(name, built, bar, finish, answers[name][1], whys)
+                why_not |= held.why_not
+        if self.name in why_not:
+            raise CaptureError(why_not[self.name])
+        eager(job, bar)
+        return finish(job.state, "eager", self._why(answers["eager"][1], why_not))
 
     def report(self) -> dict:
-        """What is captured now: number of captures so far, what is built, bytes on the device."""
+        """What is captured now: captures so far, what is built on it, bytes on the device."""
         with self._lock:
-            held = self._network is not None
+            network = self._held.network if self._held else None
             return {
                 "captures": self._captures,
-                "built": sorted(self._built),
-                "memory": self._network.memory() if held else {"activations": 0, "buffers": 0},
+                "built": sorted(self._held.built) if self._held else [],
+                "memory": network.memory() if network else {"activations": 0, "buffers": 0},
             }
 
     def close(self) -> None:
         """Waits for the last launch and frees what was captured; the next job captures again."""
         with self._lock:
-            if self._network is None:
-                return
-            self._network.settle()
-            for built in self._built.values():
-                built.close()
-            self._built = {}
-            self._network.close()
-            self._network = None
+            if self._held is not None:
+                self._held.close()
+            self._held = None
 
     def __del__(self):
         with contextlib.suppress(Exception):
@@ -134,35 +161,47 @@ class Executors:
             return False, "there is nothing to sample"
         return capability.executors(capability.facts(latents.device.type))[name]
 
-    def _why(self, tried: list[str], why: str) -> str:
-        return "; ".join([why if self.name == "auto" else "as asked", *tried])
+    def _why(self, why: str, why_not: dict[str, str]) -> str:
+        if self.name != "auto":
+            return "as asked"
+        return "; ".join([why, *(f"not {name}: {reason}" for name, reason in why_not.items())])
 
-    def _prepared(self, name: str, job: Job) -> Loop | Groups:
-        """The executor over buffers that hold the job's values; captures where it has to."""
+    def _hold(self, job: Job, names: list[str]) -> _Held:
         wanted = signature(job.network, job.state)
-        if self._network is None or self._network.signature != wanted:
-            refused = self._refused.get(name)
-            if refused is not None and refused[0] == wanted:
-                raise CaptureError(refused[2])
+        if self._held is None or self._held.signature != wanted:
             self.close()
-        try:
-            if self._network is None:
-                self._network = CapturedNetwork(self._runtime(job), job.network, job.state)
-                self._captures += 1
-            if name not in self._built:
-                self._built[name] = self._build(name)
-        except CaptureError as error:
-            # A network that no graph takes need not be tried again in another one.
-            names = [name] if self._network is not None else capability.EXECUTORS
-            self._refused |= {n: (wanted, job.network.model, str(error)) for n in names}
-            raise
-        self._network.load(job.network, job.state)
-        return self._built[name]
+            self._held = _Held(wanted, job, names)
+        return self._held
 
-    def _runtime(self, job: Job) -> Runtime:
-        return Runtime(job.state.latents.device)
+    def _prepare(self, name: str, job: Job) -> Loop | Groups:
+        """The executor over buffers that hold the job's values; captures where it has to."""
+        held = self._held
+        if held.network is None:
+            runtime = Runtime(job.state.latents.device)
+            held.network = CapturedNetwork(runtime, job.network, job.state)
+            self._captures += 1
+        if name not in held.built:
+            held.built[name] = self._build(name, held.network)
+        held.network.load(job.network, job.state)
+        return held.built[name]
 
-    def _build(self, name: str) -> Loop | Groups:
+    def _build(self, name: str, network: CapturedNetwork) -> Loop | Groups:
         if name == "graph":
-            return Loop(self._network, longest_run(self.table, self.config))
-        return Groups(self._network, least_groups(self.table, self.config))
+            return Loop(network, longest_run(self.table, self.config))
+        return Groups(network, least_groups(self.table, self.config))
+
+    def _launch(self, name, built, bar, finish, why, why_not) -> Any:
+        held, choosing = self._held, self._held.fastest.choosing
+        began = held.network.runtime.mark()
+        built.run(bar)
+        state = held.network.state
+        if measured := held.fastest.measured():
+            why = f"{why}; {measured}"
+        result = finish(state, name, self._why(why, why_not))
+        if choosing:
+            ticks = int(state.nfe.max())
+            held.network.last.wait()
+            held.fastest.took(name, began.until(held.network.last), ticks)
+            if not held.fastest.choosing:
+                held.keep(held.fastest.best())
+        return result

@@ -16,7 +16,7 @@ from typing import Any
 from .captured import CapturedNetwork
 from .watch import CaptureError
 
-POLL = 0.05  # seconds between two looks at the progress
+POLL = 0.005  # seconds between two looks at the progress
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,15 @@ class Groups:
 
     def run(self, bar: Any) -> int:
         """Launches the groups; returns how many."""
-        launched = 0
+        runtime, launched = self.network.runtime, 0
 
         def launch() -> _Group:
             nonlocal launched
             self.network.graph.replay()
             self.advance.replay()
             row = self.progress[launched]
-            row.copy_(self.network.state.index, non_blocking=True)
-            self.network.last = self.network.runtime.mark()
+            runtime.copy(row, self.network.state.index)
+            self.network.last = runtime.mark()
             launched += 1
             return _Group(self.network.last, row)
 

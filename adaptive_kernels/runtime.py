@@ -18,7 +18,7 @@ class Mark:
     """A point of a stream's work."""
 
     def __init__(self, device: torch.device):
-        self.event = torch.cuda.Event()
+        self.event = torch.cuda.Event(enable_timing=True)
         self.event.record(torch.cuda.current_stream(device))
 
     def done(self) -> bool:
@@ -26,6 +26,10 @@ class Mark:
 
     def wait(self) -> None:
         self.event.synchronize()
+
+    def until(self, later: "Mark") -> float:
+        """Milliseconds from this mark to a later one; both are past."""
+        return self.event.elapsed_time(later.event)
 
 
 class Captured:
@@ -133,6 +137,10 @@ class Runtime:
     def pinned(self, shape: tuple[int, ...]) -> Tensor:
         """int32 zeros of the host that the device can write to."""
         return torch.zeros(shape, dtype=torch.int32, pin_memory=True)
+
+    def copy(self, into: Tensor, value: Tensor) -> None:
+        """Copies device memory to pinned memory, in order with what is on the current stream."""
+        into.copy_(value, non_blocking=True)
 
     def mark(self) -> Mark:
         """A mark after all that is on the current stream."""

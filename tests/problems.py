@@ -208,3 +208,25 @@ def kept(of):
     return weights, torch.stack(
         [torch.where(t, e, 0.0).nan_to_num() for t, e in zip(there, old, strict=True)]
     )
+
+
+def ddim(steps):
+    """DDIM on a cosine schedule, written out: a solver under which smooth networks may skip."""
+    angle = torch.linspace(1.5, 0.05, steps + 1, dtype=torch.float64)
+    alpha, sigma = angle.cos(), angle.sin()
+    zeros, ones = torch.zeros(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.float64)
+    A = alpha[1:] / alpha[:-1]
+    return SolverTable(
+        p=zeros,
+        q=ones,
+        A=A,
+        S=zeros,
+        C=(sigma[1:] - A * sigma[:-1])[:, None],
+        input_scale=ones,
+        timesteps=torch.linspace(999, 1, steps).round().long(),
+        init_noise_sigma=1.0,
+        start=(float(alpha[0]), float(sigma[0])),
+        stages=1,
+        name="DDIM",
+        levels=NoiseLevels(alpha, sigma, zeros, ones, "epsilon"),
+    )

@@ -17,7 +17,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from adaptive_kernels import AdaptiveConfig, AdaptiveSampler, demo, demo_model, ops
+from adaptive_kernels import AdaptiveConfig, AdaptiveSampler, capability, demo, demo_model, ops
 from adaptive_kernels.__main__ import main
 from adaptive_kernels.demo import FILES, run_demo
 from adaptive_kernels.metrics import ssim, verdict

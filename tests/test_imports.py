@@ -10,17 +10,8 @@ import adaptive_kernels
 ROOT = Path(adaptive_kernels.__file__).parent
 # A module may import from the rooms left of it; leaves import from no room at all.
 LEAVES = [
-    *[
-        "version",
-        "plan",
-        "metrics",
-        "probe",
-        "reference",
-        "demo_model",
-        "tradeoff",
-        "store",
-        "watch",
-    ],
+    *["version", "plan", "metrics", "probe", "reference", "demo_model", "tradeoff", "store"],
+    *["watch", "choice", "arguments"],
 ]
 LAYERS = [
     *LEAVES,
