@@ -17,8 +17,6 @@ from . import reference
 from .config import AdaptiveConfig
 from .schedule import SolverTable
 
-FIXED = (reference.NEVER, reference.EVERY, reference.PLAN)  # the latents decide nothing
-
 
 class Group(Protocol):
     """A group under way."""
@@ -51,9 +49,9 @@ def _landings(table: SolverTable, config: AdaptiveConfig, start: int) -> list[in
                 return [step]
             continue
         if _forced(rule, config, step, whole, skipped):
-            return [step] if rule.criterion in FIXED else [*found, step]
+            return [*found, step]
         found.append(step)
-    return [steps] if rule.criterion in FIXED else [*found, steps]
+    return [*found, steps]
 
 
 def _forced(rule, config: AdaptiveConfig, step: int, whole: int, skipped: int) -> bool:

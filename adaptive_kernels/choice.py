@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 CLEARLY = 0.98  # what a later name must take of an earlier one's time to be preferred
-WARM_UP = 1  # samplings before the first that counts: the first one also wakes the device
+ROUNDS = 2  # samplings of each; the best one counts, so that waking the device does not
 
 
 class Fastest:
@@ -13,14 +13,12 @@ class Fastest:
 
     Args:
         names: executors, the preferred first.
-        rounds: samplings measured of each.
     """
 
-    def __init__(self, names: Sequence[str], rounds: int = 2):
+    def __init__(self, names: Sequence[str]):
         self.names = list(names)
         self.times: dict[str, list[float]] = {name: [] for name in self.names}
-        self._turns = self.names[:1] * WARM_UP + self.names * rounds
-        self._warming = WARM_UP
+        self._turns = self.names * ROUNDS
 
     @property
     def choosing(self) -> bool:
@@ -35,9 +33,7 @@ class Fastest:
         """What the sampling took that `next` named."""
         if self._turns:
             self._turns.pop(0)
-        if self._warming:
-            self._warming -= 1
-        elif ticks:
+        if ticks:
             self.times[name].append(milliseconds / ticks)
 
     def drop(self, name: str) -> None:

@@ -96,30 +96,33 @@ class Runtime:
             # The graph's matrix products get a workspace of the graph's own, and nobody else does.
             torch._C._cuda_clearCublasWorkspaces()
             try:
-                # Other threads may go on using the device.
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    # Other threads may go on using the device.
+                    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                except BaseException:
+                    self._tidy(pool)
+                    raise
                 try:
                     result = function()
                 except BaseException:
-                    self._abandon(graph, pool)
+                    # The stream leaves the capture by its end alone; what was raised says more.
+                    with contextlib.suppress(RuntimeError):
+                        self._end(graph, pool)
+                    graph.reset()
                     raise
-                try:
-                    graph.capture_end()
-                except BaseException:
-                    self._tidy(graph, pool)
-                    raise
+                self._end(graph, pool)
             finally:
                 torch._C._cuda_clearCublasWorkspaces()
         return Captured(graph, pool, result)
 
-    def _abandon(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    def _end(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
         try:
             graph.capture_end()
-        except RuntimeError:
-            self._tidy(graph, pool)
-        graph.reset()
+        except BaseException:
+            self._tidy(pool)
+            raise
 
-    def _tidy(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    def _tidy(self, pool: tuple[int, int]) -> None:
         """Ends what torch leaves begun where the driver has thrown a capture away."""
         index = self.device.index
         for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
