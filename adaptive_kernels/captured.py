@@ -29,9 +29,7 @@ class CapturedNetwork:
 
     def __init__(self, runtime: Any, network: NetworkCall, state: State):
         self.runtime, self.signature = runtime, signature(network, state)
-        # Buffers made under inference mode could not be written outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            self.state, self.network = state.clone(), network.fixed()
+        self.state, self.network = state.clone(), network.fixed()
         self.last = None  # a mark after the last launch
         with _autocast_without_cache():
             self._warm_up()

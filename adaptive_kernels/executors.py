@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from . import capability
 from .ahead import least_groups
 from .captured import CapturedNetwork, signature
@@ -111,7 +113,8 @@ class Executors:
             raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
         names = [name for name in asked if name not in why_not and name != "eager"]
         if names:
-            with self._lock:
+            # Buffers made under inference mode could not be written outside of it.
+            with self._lock, torch.inference_mode(False), torch.no_grad():
                 held = self._hold(job, names)
                 while held.fastest.names:
                     name = held.fastest.next()
@@ -197,11 +200,14 @@ class Executors:
         state = held.network.state
         if measured := held.fastest.measured():
             why = f"{why}; {measured}"
+        ended = held.network.last
         result = finish(state, name, self._why(why, why_not))
+        # The next launch comes after what was read, on whatever stream.
+        held.network.last = held.network.runtime.mark()
         if choosing:
             ticks = int(state.nfe.max())
-            held.network.last.wait()
-            held.fastest.took(name, began.until(held.network.last), ticks)
+            ended.wait()
+            held.fastest.took(name, began.until(ended), ticks)
             if not held.fastest.choosing:
                 held.keep(held.fastest.best())
         return result

@@ -109,6 +109,8 @@ class Loop:
         self.loop.close()
 
     def _built(self) -> Any:
+        if reason := self.network.runtime.refusal(self.network.graph.raw):
+            raise CaptureError(f"of the captured network, {reason}")
         # Before driver 12.6, and under MPS, a body takes no cooperative launch: `step` needs none.
         failed = None
         for launch in (self._advance, self._steps):

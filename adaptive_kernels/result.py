@@ -52,8 +52,9 @@ def result_of(
 ) -> SamplingResult:
     latents = state.current()
     nonfinite = ~latents.isfinite().all(dim=1)
+    bar.update(len(state.rows) * len(latents) - bar.n)
     # Copies: the buffers of a captured graph are the next call's too.
-    result = SamplingResult(
+    return SamplingResult(
         latents=latents.view(shape),
         nfe=state.nfe.clone(),
         refreshed=state.refreshed.clone(),
@@ -62,13 +63,14 @@ def result_of(
         executor=executor,
         executor_why=why,
     )
-    # The first wait for the device, and the only one of a graph.
-    if bool(nonfinite.any()):
-        which = nonfinite.nonzero()[:, 0].tolist()
+
+
+def warn_of_nonfinite(result: SamplingResult) -> None:
+    """Warns the sampler's caller of NaN and Inf; a graph's first wait for the device."""
+    if bool(result.nonfinite.any()):
+        which = result.nonfinite.nonzero()[:, 0].tolist()
         warnings.warn(
             f"the latents of samples {which} hold NaN or Inf (result.nonfinite)",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
-    bar.update(len(state.rows) * len(latents) - bar.n)
-    return result

@@ -157,6 +157,10 @@ class Runtime:
         """[(handle, type, places of the nodes before it)] of a captured graph."""
         return driver()[0].nodes(raw)
 
+    def refusal(self, raw: int) -> str | None:
+        """Why a captured graph cannot be part of a loop; None: it can."""
+        return driver()[0].refusal(raw)
+
     def loop(self) -> Any:
         """An empty loop inside a graph (`_graph.WhileGraph`)."""
         from . import _graph
@@ -165,7 +169,9 @@ class Runtime:
             return _graph.WhileGraph(driver()[0])
 
     def upload(self, loop: Any) -> None:
-        loop.upload(self.stream.cuda_stream)
+        """Brings a loop to the device, so that its first launch is as short as any."""
+        with torch.cuda.device(self.device):
+            loop.upload(torch.cuda.current_stream(self.device).cuda_stream)
 
     def launch(self, loop: Any) -> None:
         """Launches a loop on the current stream."""

@@ -12,7 +12,7 @@ from .config import AdaptiveConfig
 from .executors import Executors, Job
 from .fills import fill_tables
 from .network import DTYPES, NetworkCall, network_dtype
-from .result import SamplingResult, StepInfo, info_of, result_of
+from .result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
 from .schedule import SolverTable
 from .state import MAX_HISTORY, State
 
@@ -158,11 +158,13 @@ class AdaptiveSampler:
 
         steps = self.table.num_steps * noise.shape[0]
         with tqdm(total=steps, unit="step", disable=not progress) as bar:
-            return self._executors.run(
+            result = self._executors.run(
                 Job(network, state, gather, told),
                 bar,
                 lambda done, executor, why: result_of(done, noise.shape, executor, why, bar),
             )
+        warn_of_nonfinite(result)
+        return result
 
     def report(self) -> dict:
         """What the sampler holds: captures so far, what is built, and its bytes on the device."""

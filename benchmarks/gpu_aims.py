@@ -1,14 +1,19 @@
 """Ratios of one GPU benchmark run, and whether each aim of the project was met.
 
 An aim is met if every case it speaks of was timed and is within it, missed if one is not within,
-and unknown if none is known to miss it but not all were timed.
+and unknown if none is known to miss it but not all were timed. A time too uncertain to tell on
+which side of the limit it lies counts as not timed.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gpu_overhead import planned
+
 LARGE_BYTES = 64e6
 FIRST_SIZE = "SDXL"
+# Networks of about SD-1.5's time.
+SD15_SIZE = ("SD-1.5", "5 ms")
 
 
 class Aim(NamedTuple):
@@ -16,7 +21,7 @@ class Aim(NamedTuple):
     text: str
     bound: str  # "at most" or "at least"
     limit: float
-    speaks_of: Callable[[dict], bool]  # of a row of ratios
+    speaks_of: Callable[[dict], bool]  # of a row of ratios, or of a loop
     value: Callable[[dict], float | None]
 
 
@@ -117,9 +122,50 @@ def _aims() -> list[Aim]:
     return made
 
 
+def _certain(number: str, error: str, limit: float) -> Callable[[dict], float | None]:
+    def value(row: dict) -> float | None:
+        known = row[number] is not None and abs(row[number] - limit) > row[error]
+        return row[number] if known else None
+
+    return value
+
+
+def _loop_aims() -> list[Aim]:
+    """Of the rows of gpu_overhead.py."""
+    per_tick, share = 15.0, 0.01
+    return [
+        Aim(
+            "loop_overhead_us",
+            "loops of networks of 0.2 to 20 ms: microseconds per tick beside plain replays",
+            *("at most", per_tick, lambda row: row["kind"] == "stack"),
+            _certain("overhead_us_per_tick", "overhead_error_us", per_tick),
+        ),
+        Aim(
+            "loop_overhead_share",
+            "loops at SD-1.5's size: share that is not the network's",
+            "at most",
+            share,
+            lambda row: row["executor"] != "eager" and row["network"] in SD15_SIZE,
+            _certain("overhead_share", "overhead_share_error", share),
+        ),
+        Aim(
+            "loop_adaptive_gain",
+            "26 of 50 calls over 50, as one graph: share of T / NFE gained",
+            "at least",
+            0.98,
+            lambda row: row["executor"] == "graph" and row["pattern"] == "adaptive",
+            lambda row: row["speedup_share"],
+        ),
+    ]
+
+
+def _name(row: dict) -> str:
+    return row.get("name") or f"{row['size']}, {row['criterion']}"
+
+
 def judge(aim: Aim, rows: list[dict]) -> dict:
     spoken = [row for row in rows if aim.speaks_of(row)]
-    values = {f"{row['size']}, {row['criterion']}": aim.value(row) for row in spoken}
+    values = {_name(row): aim.value(row) for row in spoken}
     known = {case: value for case, value in values.items() if value is not None}
     at_most = aim.bound == "at most"
     missed = [c for c, v in known.items() if not (v <= aim.limit if at_most else v >= aim.limit)]
@@ -140,6 +186,12 @@ def judge(aim: Aim, rows: list[dict]) -> dict:
 
 
 def aims(bench: dict) -> list[dict]:
-    """The verdict on every aim."""
+    """The verdict on every aim of the kernels."""
     rows = ratios(bench)
     return [judge(aim, rows) for aim in _aims()]
+
+
+def loop_aims(loop: dict) -> list[dict]:
+    """The verdict on every aim of the loop."""
+    rows = planned(loop)
+    return [judge(aim, rows) for aim in _loop_aims()]

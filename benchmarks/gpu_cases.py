@@ -129,18 +129,18 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - betas, dim=0)
 
 
-def timesteps() -> Tensor:
-    """[STEPS] int64, "leading" spacing."""
-    return torch.arange(STEPS).flip(0) * (TRAINED // STEPS) + OFFSET
+def timesteps(steps: int = STEPS) -> Tensor:
+    """[steps] int64, "leading" spacing."""
+    return torch.arange(steps).flip(0) * (TRAINED // steps) + OFFSET
 
 
 @functools.cache
-def table() -> SolverTable:
+def table(steps: int = STEPS) -> SolverTable:
     """DDIM of a network that predicts noise: x' = alpha' (x - sigma m) / alpha + sigma' m."""
     kept = alphas_cumprod().double()
-    kept = torch.cat((kept[timesteps()], kept[:1]))
+    kept = torch.cat((kept[timesteps(steps)], kept[:1]))
     alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
-    zero, one = torch.zeros(STEPS, dtype=torch.float64), torch.ones(STEPS, dtype=torch.float64)
+    zero, one = torch.zeros(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.float64)
     A = alpha[1:] / alpha[:-1]
     return SolverTable(
         p=zero,
@@ -149,7 +149,7 @@ def table() -> SolverTable:
         S=zero,
         C=(sigma[1:] - A * sigma[:-1])[:, None],
         input_scale=one,
-        timesteps=timesteps(),
+        timesteps=timesteps(steps),
         init_noise_sigma=1.0,
         start=(float(alpha[0]), float(sigma[0])),
         stages=1,

@@ -1,4 +1,4 @@
-"""How gpu_bench.py takes times: by CUDA events and graph replays, or on a CPU by the host's clock.
+"""How benchmarks take times: by CUDA events and graph replays, or on a CPU by the host's clock.
 
 A round is what stands between two events. Rounds are put into the stream one behind the other, and
 the host waits for none but the last, so that the GPU goes from one to the next without a gap;
@@ -103,6 +103,30 @@ class CudaClock(Clock):
 
 def clock(device: str) -> Clock:
     return CudaClock() if device == "cuda" else Clock()
+
+
+def interleaved(
+    turns: dict[str, Callable[[], float]],
+    seconds: float,  # to spend, about
+    least: int = 3,
+    most: int = MOST_ROUNDS,
+) -> dict[str, list[float]]:
+    """What every turn returned, a list of rounds; a round takes each turn once.
+
+    What warms or slows a device meets all turns alike, and every other round runs backwards, so
+    that none of them always follows the same one.
+    """
+    found, count = {name: [] for name in turns}, 1
+    names, began = list(turns), time.perf_counter()
+    done = 0
+    while done < count:
+        for name in names if done % 2 == 0 else reversed(names):
+            found[name].append(turns[name]())
+        done += 1
+        if done == 1:
+            once = max(time.perf_counter() - began, 1e-6)
+            count = min(most, max(least, int(seconds / once)))
+    return found
 
 
 def ceilings(of: Clock, copy_bytes: int = 1 << 30, launches: int = 40) -> dict:

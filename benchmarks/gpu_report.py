@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_aims import aims, ratios
+from gpu_aims import aims, loop_aims, ratios
+from gpu_overhead import planned
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 CODES = {"124": "ran out of time", "137": "ran out of time and was killed", "127": "is not here"}
@@ -97,7 +98,7 @@ def failures(report: dict) -> list[str]:
         # The device's problem says more than their exit codes.
         if part["verdict"] == "failed" and not (found and part["name"] in ("device", "library")):
             found.append(f"{part['name']}: {part['why']}")
-    for name in ("tests", "benchmarks"):
+    for name in ("tests", "loop", "benchmarks"):
         if name not in reached:
             found.append(f"{name}: not reached")
         elif "error" in report[name]:
@@ -105,14 +106,16 @@ def failures(report: dict) -> list[str]:
     found += [f"test {line}" for line in report["tests"].get("failed", [])]
     if report["tests"].get("passed") == 0:
         found.append("tests: none passed")
-    found += [f"benchmark {line}" for line in report["benchmarks"].get("failed", [])]
-    found += [f"benchmark {n}: not timed" for n in report["benchmarks"].get("not_begun", [])]
+    for name, word in (("loop", "loop"), ("benchmarks", "benchmark")):
+        found += [f"{word} {line}" for line in report[name].get("failed", [])]
+        found += [f"{word} {n}: not timed" for n in report[name].get("not_begun", [])]
     return found
 
 
 def build(out: Path, device: Path, given: list[str]) -> dict:
     done = attempt(lambda: parts(given), [])
     bench = attempt(lambda: read(out / "bench.json"))
+    loop = attempt(lambda: read(out / "loop.json"))
     report = {
         "device": attempt(lambda: read(device)),
         "parts": done,
@@ -120,8 +123,9 @@ def build(out: Path, device: Path, given: list[str]) -> dict:
         "sanitizers": attempt(lambda: sanitizers(out / "sanitize.log", done)),
         "ceilings": bench.get("ceilings"),
         "ratios": attempt(lambda: ratios(bench), []),
-        "aims": attempt(lambda: aims(bench), []),
+        "aims": attempt(lambda: aims(bench), []) + attempt(lambda: loop_aims(loop), []),
         "benchmarks": bench,
+        "loop": loop,
     }
     return {"failed": failures(report), **report}
 
@@ -130,15 +134,25 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def table(title: str, names: list[str], rows: list[dict], columns: tuple[str, ...]) -> list[str]:
+    if not rows:
+        return []
+    lines = [f"{title:<34}" + "".join(f"{c.replace('overhead_', ''):>15}" for c in columns)]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(f"{name:<34}" + "".join(f"{number(row[c]):>15}" for c in columns))
+    return lines
+
+
 def told(report: dict) -> str:
     """A short table: every case, every aim, what failed."""
+    kernels = [row for row in report["ratios"] if row["us"]]
+    loops = attempt(lambda: [row for row in planned(report["loop"]) if row["us"]], [])
     columns = ("us", "share_of_limit", "times_copy", "times_eager", "times_compiled", "over_step")
-    timed = [row for row in report["ratios"] if row["us"]]
-    lines = [f"{'in a graph':<34}" + "".join(f"{c:>15}" for c in columns)] if timed else []
-    for row in timed:
-        case = f"{row['size']}, {row['op']}, {row['criterion']}"
-        lines.append(f"{case:<34}" + "".join(f"{number(row[c]):>15}" for c in columns))
-    for aim in report["aims"] if timed else []:
+    names = [f"{row['size']}, {row['op']}, {row['criterion']}" for row in kernels]
+    lines = table("in a graph", names, kernels, columns)
+    columns = ("us", "ticks", "replay_us", "overhead_us_per_tick", "speedup", "speedup_share")
+    lines += table("samplings", [row["name"] for row in loops], loops, columns)
+    for aim in report["aims"] if kernels or loops else []:
         worst = aim["worst"] or {"value": None, "case": "nothing timed"}
         lines.append(
             f"{aim['verdict']:>8}: {aim['text']} ({number(worst['value'])}: {worst['case']})"
@@ -146,6 +160,8 @@ def told(report: dict) -> str:
     for part in report["parts"]:
         if part["verdict"] == "skipped":
             lines.append(f" skipped: {part['name']}: {part['why']}")
+    for name, why in attempt(lambda: report["loop"]["skipped"], {}).items():
+        lines.append(f" skipped: loop of {name}: {why}")
     lines += [f"  failed: {line}" for line in report["failed"]] or ["  failed: nothing"]
     return "\n".join(lines)
 

@@ -37,7 +37,7 @@ class WhileGraph {
 
   // A copy of a captured graph, kernel arguments included; returns its place in the body.
   size_t add_child(uint64_t graph, const std::vector<size_t>& after) {
-    if (auto reason = refusal(*driver_, from<CUgraph>(graph))) throw DriverError("of the captured graph, " + *reason);
+    if (auto reason = refusal(*driver_, from<CUgraph>(graph))) throw DriverError(*reason);
     const std::vector<CUgraphNode> before = at(after);
     return add("cuGraphAddChildGraphNode", [&](CUgraphNode* node) {
       return driver_->cuGraphAddChildGraphNode(node, body_, before.data(), before.size(),

@@ -33,16 +33,15 @@ std::string written(const Node& node) {
   return text + (node.cooperative ? " cooperative" : "");
 }
 
-void write(CUgraph graph, const std::string& indent, std::string* text) {
+void write(CUgraph graph, std::string* text) {
   const std::vector<CUgraphNode>& nodes = find(graph)->nodes;
   for (CUgraphNode handle : nodes) {
     const Node& node = *find(handle);
-    *text += indent + written(node);
+    *text += written(node);
     for (CUgraphNode before : node.before)
       *text += (before == node.before[0] ? " after " : ", ") +
                std::to_string(std::find(nodes.begin(), nodes.end(), before) - nodes.begin());
     *text += "\n";
-    if (node.inner[0]) write(node.inner[0], indent + "  ", text);
   }
 }
 
@@ -56,7 +55,7 @@ EXPORT void fake_reset(int version, int has_context) {
 
 // The so many-th call from now on.
 EXPORT void fake_fail(const char* function, int call, int error) {
-  world().failures[function] = {call, static_cast<CUresult>(error)};
+  world().failures.push_back({function, call, static_cast<CUresult>(error)});
 }
 
 EXPORT void fake_memory(uint64_t start, uint64_t bytes, int type) {
@@ -70,7 +69,11 @@ EXPORT uint64_t fake_callback(const char* name, int64_t (*call)(int64_t)) {
 
 EXPORT uint64_t fake_graph() { return reinterpret_cast<uint64_t>(create()); }
 
+// Of a type that needs no more than to be there.
 EXPORT uint64_t fake_node(CUgraph graph, const uint64_t* before, size_t count, int type) {
+  const std::set<int> fuller = {CU_GRAPH_NODE_TYPE_KERNEL, CU_GRAPH_NODE_TYPE_MEMCPY,
+                                CU_GRAPH_NODE_TYPE_GRAPH};
+  if (fuller.count(type)) return 0;
   return captured(graph, before, count, {static_cast<CUgraphNodeType>(type)});
 }
 
@@ -140,12 +143,13 @@ EXPORT const char* fake_faults() { return world().faults.c_str(); }
 
 EXPORT void fake_forget_faults() { world().faults.clear(); }
 
-// The body of the handle's node, a line each node; empty where there is none.
+// The bodies of the nodes of a handle, or of all for 0: a line each node.
 EXPORT const char* fake_plan(CUgraphConditionalHandle handle) {
   static std::string text;
   text.clear();
-  if (const Condition* condition = find(world().conditions, handle))
-    for (CUgraphNode node : find(condition->root)->nodes)
-      if (find(node)->handle == handle) write(find(node)->inner[0], "", &text);
+  for (const auto& [known, condition] : world().conditions)
+    for (CUgraphNode node : find(condition.root)->nodes)
+      if (find(node)->handle == known && (handle == known || handle == 0))
+        write(find(node)->inner[0], &text);
   return text.c_str();
 }

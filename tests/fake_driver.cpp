@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "../csrc/driver.h"
-#include "fake_graphs.h"
+#include "fake_run.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 // A call may be told to fail; but for a few, none comes before cuInit.
@@ -16,33 +16,10 @@ namespace {
 
 CUresult enter(const std::string& function) {
   World& w = world();
-  if (Failure* failure = find(w.failures, function); failure && --failure->calls == 0)
-    return failure->error;
+  for (Failure& failure : w.failures)
+    if (failure.function == function && --failure.calls == 0) return failure.error;
   if (!w.initialised && function != "cuInit" && function != "cuDriverGetVersion")
     return refuse(function + " before cuInit", CUDA_ERROR_NOT_INITIALIZED);
-  return CUDA_SUCCESS;
-}
-
-CUresult unknown(const std::string& what) { return refuse("unknown or destroyed " + what); }
-
-// Adds what was checked already; the handle is written only when the node is there.
-CUresult add(CUgraphNode* out, CUgraph graph, const CUgraphNode* before, size_t count, Node node) {
-  Graph* into = find(graph);
-  if (!into) return unknown("graph");
-  for (size_t k = 0; k < count; ++k) {
-    const Node* known = find(before[k]);
-    if (!known) return unknown("dependency");
-    if (known->graph != graph) return refuse("a dependency in another graph");
-    if (std::count(before, before + count, before[k]) > 1) return refuse("a dependency twice");
-  }
-  node.graph = graph;
-  node.before.assign(before, before + count);
-  const auto handle = next_handle<CUgraphNode>();
-  if (node.type == CU_GRAPH_NODE_TYPE_GRAPH) node.inner[0] = clone(node.inner[0], handle);
-  if (node.type == CU_GRAPH_NODE_TYPE_CONDITIONAL) node.inner[0] = create(handle);
-  world().nodes[handle] = node;
-  into->nodes.push_back(handle);
-  *out = handle;
   return CUDA_SUCCESS;
 }
 
@@ -101,7 +78,7 @@ EXPORT CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute,
   ENTER;
   if (attribute != CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
     return refuse("a pointer attribute that is not here", CUDA_ERROR_NOT_SUPPORTED);
-  const Memory* known = memory_at(pointer, 1);
+  const Memory* known = memory_at(pointer);
   if (!known) return CUDA_ERROR_INVALID_VALUE;  // no fault: this is how pageable memory is known
   *static_cast<CUmemorytype*>(data) = known->type;
   return CUDA_SUCCESS;
@@ -249,11 +226,9 @@ EXPORT CUresult cuGraphAddMemcpyNode(CUgraphNode* out, CUgraph graph, const CUgr
   if (p.WidthInBytes == 0 || p.Height != 1 || p.Depth != 1)
     return refuse("a copy of other than one row", CUDA_ERROR_NOT_SUPPORTED);
   for (const auto& [type, at] :
-       {std::pair(p.srcMemoryType, source_of(p)), std::pair(p.dstMemoryType, destination_of(p))}) {
-    const Memory* known = memory_at(at, p.WidthInBytes);
-    if (type == CU_MEMORYTYPE_DEVICE && !(known && known->type == type))
+       {std::pair(p.srcMemoryType, source_of(p)), std::pair(p.dstMemoryType, destination_of(p))})
+    if (type == CU_MEMORYTYPE_DEVICE && !reaches(type, at, p.WidthInBytes))
       return refuse("device memory that is not there");
-  }
   Node node = {CU_GRAPH_NODE_TYPE_MEMCPY};
   node.copy = p;
   return add(out, graph, before, count, node);

@@ -1,5 +1,5 @@
-// The graphs of a stand-in for the CUDA driver, the rules they are held to, and how they run. A
-// handle is a number that is never given twice, so one that was destroyed is known to be.
+// The graphs of a stand-in for the CUDA driver and the rules they are held to. A handle is a
+// number that is never given twice, so one that was destroyed is known to be.
 #pragma once
 
 #include <cuda.h>
@@ -55,6 +55,7 @@ struct Memory {
 };
 
 struct Failure {
+  std::string function;
   int calls;  // until it
   CUresult error;
 };
@@ -69,7 +70,7 @@ struct World {
   std::map<CUgraphConditionalHandle, Condition> conditions;
   std::vector<Callback> callbacks;
   std::vector<Memory> memory;
-  std::map<std::string, Failure> failures;
+  std::vector<Failure> failures;
   Exec* running = nullptr;
   int64_t launches = 0;
   std::string log, faults;
@@ -153,11 +154,19 @@ inline bool holds(CUgraph graph, const std::set<int>& types) {
   });
 }
 
-// Device or pinned memory that holds all these bytes; null for pageable memory.
-inline const Memory* memory_at(uint64_t start, uint64_t bytes) {
+// The device or pinned memory that a test told of; null for pageable memory.
+inline const Memory* memory_at(uint64_t address) {
   for (const Memory& known : world().memory)
-    if (start >= known.start && start + bytes <= known.start + known.bytes) return &known;
+    if (address >= known.start && address < known.start + known.bytes) return &known;
   return nullptr;
+}
+
+// Whether a copy on the device reaches these bytes. Device memory need not be told of.
+inline bool reaches(CUmemorytype type, uint64_t address, uint64_t bytes) {
+  const Memory* known = memory_at(address);
+  if (!known) return type == CU_MEMORYTYPE_DEVICE;
+  if (address + bytes > known->start + known->bytes) return false;
+  return type == known->type || type == CU_MEMORYTYPE_UNIFIED;
 }
 
 // An end of a copy: where it is.
@@ -184,12 +193,13 @@ inline std::string forbidden(CUgraph body) {
       case CU_GRAPH_NODE_TYPE_EMPTY:
         break;
       case CU_GRAPH_NODE_TYPE_MEMCPY:
-        if (!memory_at(source_of(copy), copy.WidthInBytes) ||
-            !memory_at(destination_of(copy), copy.WidthInBytes))
+        if (!reaches(copy.srcMemoryType, source_of(copy), copy.WidthInBytes) ||
+            !reaches(copy.dstMemoryType, destination_of(copy), copy.WidthInBytes))
           return "a copy of pageable memory in a body";
         break;
       case CU_GRAPH_NODE_TYPE_GRAPH:
       case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+        if (!node.inner[0]) return "a conditional node without a body";
         if (std::string what = forbidden(node.inner[0]); !what.empty()) return what;
         break;
       default:
@@ -200,9 +210,12 @@ inline std::string forbidden(CUgraph body) {
 }
 
 inline std::string forbidden_in_bodies(CUgraph graph) {
-  for (CUgraphNode node : find(graph)->nodes)
-    if (find(node)->type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
-      if (std::string what = forbidden(find(node)->inner[0]); !what.empty()) return what;
+  for (CUgraphNode handle : find(graph)->nodes) {
+    const Node& node = *find(handle);
+    if (node.type != CU_GRAPH_NODE_TYPE_CONDITIONAL) continue;
+    if (!node.inner[0]) return "a conditional node without a body";
+    if (std::string what = forbidden(node.inner[0]); !what.empty()) return what;
+  }
   return "";
 }
 
@@ -210,61 +223,37 @@ inline const Callback& callback_of(const Node& node) {
   return world().callbacks[reinterpret_cast<uint64_t>(node.kernel.func) - 1];
 }
 
-// "kernel advance(3)", "copy 8", or the number of the type.
+// "kernel advance(3)", "copy 8", "child graph", or the number of another type.
 inline std::string said(const Node& node) {
   if (node.type == CU_GRAPH_NODE_TYPE_KERNEL)
     return "kernel " + callback_of(node).name + "(" + std::to_string(node.argument) + ")";
   if (node.type == CU_GRAPH_NODE_TYPE_MEMCPY)
     return "copy " + std::to_string(node.copy.WidthInBytes);
+  if (node.type == CU_GRAPH_NODE_TYPE_GRAPH) return "child graph";
   return "type " + std::to_string(node.type);
 }
 
-inline CUresult run(CUgraph graph);
+inline CUresult unknown(const std::string& what) { return refuse("unknown or destroyed " + what); }
 
-inline CUresult run_loop(const Node& node) {
-  constexpr int kMostTicks = 100000;
-  const Condition& condition = world().running->conditions[node.handle];
-  for (int tick = 0; tick < kMostTicks; ++tick) {
-    if (!condition.value) return refuse("the condition is read before it is set");
-    if (*condition.value == 0) return CUDA_SUCCESS;
-    if (const CUresult error = run(node.inner[0])) return error;
+// Adds what was checked already; the handle is written only when the node is there.
+inline CUresult add(CUgraphNode* out, CUgraph graph, const CUgraphNode* before, size_t count,
+                    Node node) {
+  Graph* into = find(graph);
+  if (!into) return unknown("graph");
+  for (size_t k = 0; k < count; ++k) {
+    const Node* known = find(before[k]);
+    if (!known) return unknown("dependency");
+    if (known->graph != graph) return refuse("a dependency in another graph");
+    if (std::count(before, before + count, before[k]) > 1) return refuse("a dependency twice");
   }
-  return refuse("a loop that does not end", CUDA_ERROR_LAUNCH_TIMEOUT);
-}
-
-inline CUresult run_node(const Node& node) {
-  switch (node.type) {
-    case CU_GRAPH_NODE_TYPE_KERNEL:
-      log(said(node));
-      return callback_of(node).call(node.argument) ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
-    case CU_GRAPH_NODE_TYPE_MEMCPY:
-      log(said(node));
-      std::memcpy(reinterpret_cast<void*>(destination_of(node.copy)),
-                  reinterpret_cast<const void*>(source_of(node.copy)), node.copy.WidthInBytes);
-      return CUDA_SUCCESS;
-    case CU_GRAPH_NODE_TYPE_GRAPH:
-      return run(node.inner[0]);
-    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
-      return run_loop(node);
-    default:
-      return CUDA_SUCCESS;
-  }
-}
-
-// Of all nodes that can run, the one added last: a dependency that was left out then shows.
-inline CUresult run(CUgraph graph) {
-  std::vector<CUgraphNode> waiting = find(graph)->nodes;
-  std::set<CUgraphNode> done;
-  while (!waiting.empty()) {
-    const auto ready = std::find_if(waiting.rbegin(), waiting.rend(), [&](CUgraphNode handle) {
-      const std::vector<CUgraphNode>& before = find(handle)->before;
-      return std::all_of(before.begin(), before.end(), [&](auto one) { return done.count(one); });
-    });
-    const CUgraphNode next = *ready;
-    if (const CUresult error = run_node(*find(next))) return error;
-    done.insert(next);
-    waiting.erase(std::next(ready).base());
-  }
+  node.graph = graph;
+  node.before.assign(before, before + count);
+  const auto handle = next_handle<CUgraphNode>();
+  if (node.type == CU_GRAPH_NODE_TYPE_GRAPH) node.inner[0] = clone(node.inner[0], handle);
+  if (node.type == CU_GRAPH_NODE_TYPE_CONDITIONAL) node.inner[0] = create(handle);
+  world().nodes[handle] = node;
+  into->nodes.push_back(handle);
+  *out = handle;
   return CUDA_SUCCESS;
 }
 

@@ -8,8 +8,9 @@ of the loop, as the real module built it, then runs them.
 import contextlib
 import threading
 
+import pytest
 import torch
-from fake_driver import FakeDriver
+from fake_driver import FakeDriver, missing
 
 from adaptive_kernels import executors, ops, state
 from adaptive_kernels.capability import Facts
@@ -36,9 +37,13 @@ class Kept:
         self.raw = runtime.driver.graph()
         after = ()
         for action in actions:
-            after = (runtime.driver.kernel(self.raw, lambda _, act=action: act(), after=after),)
+            after = (runtime.driver.kernel(self.raw, self._kernel(action), after=after),)
         self.closed = False
         runtime.alive.append(self)
+
+    @staticmethod
+    def _kernel(action):
+        return lambda argument: action()
 
     def replay(self):
         self.runtime.replays += 1
@@ -78,10 +83,15 @@ class Recorder(threading.local):
 
 
 class FakeRuntime:
-    """`runtime.Runtime` for CPU tensors."""
+    """`runtime.Runtime` for CPU tensors.
 
-    def __init__(self, device, driver, recorder):
+    `beside`: type of a node that the network leaves too. `emulated`: the module of that name, whose
+    kernels then stand for the ops.
+    """
+
+    def __init__(self, device, driver, recorder, beside, emulated):
         self.device, self.driver, self.recorder = device, driver, recorder
+        self.beside, self.emulated = beside, emulated
         self.module = driver.module()
         self.alive, self.replays, self.launches, self.captures = [], 0, 0, 0
 
@@ -102,10 +112,18 @@ class FakeRuntime:
         finally:
             self.recorder.kept = None
         if result is None:
+            for _, arguments, _ in launches:
+                self.driver.device(arguments[4])
             return Kept(self, [self._again(*launch) for launch in launches], None)
-        return Kept(self, [lambda: result.copy_(function())], result)
+        kept = Kept(self, [lambda: result.copy_(function())], result)
+        if self.beside is not None:
+            self.driver.node(kept.raw, self.beside)
+        return kept
 
     def _again(self, op, arguments, condition):
+        if self.emulated is not None:
+            return self._emulated(op, arguments, condition)
+
         def again():
             op(*arguments)
             if condition is not None:
@@ -114,8 +132,26 @@ class FakeRuntime:
 
         return again
 
+    def _emulated(self, op, arguments, condition):
+        """The CUDA kernels' own sources set the condition."""
+        shape = ops.workspace_shape(*arguments[0].shape[1:])
+        workspace = torch.zeros(shape, dtype=torch.float64)
+        arguments = (*arguments[:9], workspace, *arguments[10:])
+        kernel = getattr(torch.ops.adaptive_kernels_emulated, op._schema.name.split("::")[1])
+
+        def again():
+            self.emulated.set_device(seed=self.replays)
+            kernel(*arguments, condition)
+            told = self.emulated.counters()
+            if condition is not None:
+                # Where `step` is repeated, every launch sets it.
+                assert told["condition_calls"] == told["launches"]
+                self.driver.set_condition(told["condition"], told["value"])
+
+        return again
+
     def pinned(self, shape):
-        return torch.zeros(shape, dtype=torch.int32)
+        return self.driver.pin(torch.zeros(shape, dtype=torch.int32))
 
     def copy(self, into, value):
         into.copy_(value)
@@ -129,6 +165,9 @@ class FakeRuntime:
     def nodes(self, raw):
         return self.module.nodes(raw)
 
+    def refusal(self, raw):
+        return self.module.refusal(raw)
+
     def loop(self):
         return self.driver.loop(self.module)
 
@@ -137,24 +176,34 @@ class FakeRuntime:
 
     def launch(self, loop):
         self.launches += 1
-        loop.launch(0)
+        try:
+            loop.launch(0)
+        except RuntimeError as error:
+            raise (self.driver.raised or [error])[0] from error
 
 
 class Runtimes(list):
     """The runtimes that samplers made; `driver` is the next ones' driver, None: one each."""
 
     driver = None
+    beside = None
+    emulated = None
 
 
 def install(monkeypatch):
     """Every sampler of CPU tensors then has all executors; returns the runtimes they make."""
+    pytest.importorskip("adaptive_kernels._graph", reason="the graph module was not built")
+    if reason := missing():
+        pytest.skip(reason)
     made, recorder = Runtimes(), Recorder()
     facts = Facts("cuda", True, False, ("compiled CUDA", "a stand-in"), None)
     monkeypatch.setattr(executors.capability, "facts", lambda device: facts)
     monkeypatch.setattr(state, "ops", recorder)
 
     def runtime(device):
-        made.append(FakeRuntime(device, made.driver or FakeDriver(), recorder))
+        made.append(
+            FakeRuntime(device, made.driver or FakeDriver(), recorder, made.beside, made.emulated)
+        )
         return made[-1]
 
     monkeypatch.setattr(executors, "Runtime", runtime)
