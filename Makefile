@@ -27,13 +27,15 @@ lint: $(VENV)/installed
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 # The library built against the newest torch, run by the oldest: one build serves both. Then what is
-# compiled against the oldest itself: the CUDA sources by its headers, Triton's by its Triton.
+# compiled against the oldest itself: the CUDA sources by its headers, Triton's by its Triton. Last the
+# executors, which see much of torch.
 old-torch: $(VENV)/installed $(OLD_VENV)/installed
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest \
 		tests/test_step.py tests/test_noise.py tests/test_convert.py tests/test_old_torch.py
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/test_kernels.py tests/test_triton.py \
 		tests/test_triton_compiled.py \
 		-k "condition or one_launch or batch or elements or compiles"
+	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/test_executors.py tests/test_watch.py
 
 bench: $(VENV)/installed
 	@mkdir -p bench

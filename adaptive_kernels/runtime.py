@@ -11,7 +11,7 @@ from torch import Tensor
 from .capability import driver
 
 # One capture at a time: torch's bookkeeping of them (generators, pools) is the process's.
-_CAPTURING = threading.Lock()
+_CAPTURING = threading.RLock()
 
 
 class Mark:
@@ -51,7 +51,7 @@ class Captured:
 
     def bytes(self) -> int:
         """Device memory of what the function allocated."""
-        segments = torch.cuda.memory_snapshot(mempool_id=self._pool)
+        segments = torch.cuda.memory_snapshot(mempool_id=self._pool, include_traces=False)
         return sum(
             segment["total_size"]
             for segment in segments

@@ -34,7 +34,8 @@ class AdaptiveSampler:
     - ``"groups"``: a CUDA graph per tick, launched ahead by the host. CUDA and ROCm.
     - ``"eager"``: the plain loop, any device; reads the samples' steps once per tick, and calls the
       network on the unfinished samples alone.
-    - ``"auto"``: the first of these that works; `SamplingResult` says which one, and why.
+    - ``"auto"``: of the graphs that work the one that took less time in the first four samplings,
+      else the plain loop; `SamplingResult` says which one, and why.
 
     Graphs are captured at the first call and kept for calls of the same shapes, whatever their
     noise, conditioning, thresholds, guidance scales and seeds; `close` (or ``with``) frees them. A

@@ -38,6 +38,9 @@ WORDS = {
     "steps_over_nfe": "the speedup there would be if nothing but the network took time",
     "speedup_share": "speedup / steps_over_nfe",
     "memory": "bytes that the sampler holds on the device: the captured network's, and its buffers",
+    "eager": "the package's plain loop; all with cuDNN's deterministic algorithms",
+    "graph": "one launch: a loop inside a CUDA graph",
+    "groups": "a graph per tick, launched ahead by the host",
     "full": "the network is called at every step",
     "adaptive": f"a forced pattern: {CALLS['adaptive']} of {STEPS} calls",
     "unforeseen": f"{STEPS} calls, decided one by one: a run of skipped steps may always follow",
@@ -88,8 +91,7 @@ CASES = (
 )
 TINY = (
     Case("tiny stack", "stack", _stack(1000, size=8, width=16)),
-    Case("tiny SD", "U-Net", _unet(gpu_networks.TINY_SD)),
-    Case("tiny SDXL", "U-Net", _unet(gpu_networks.TINY_SDXL)),
+    Case("tiny U-Net", "U-Net", _unet(gpu_networks.TINY)),
 )
 
 

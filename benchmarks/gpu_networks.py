@@ -46,16 +46,8 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-# Both kinds of conditioning at a size for a CPU.
-TINY_SD = SD15 | {
-    "sample_size": 8,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (32, 32),
-    "layers_per_block": 1,
-    "cross_attention_dim": 16,
-}
-TINY_SDXL = SDXL | {
+# Every kind of conditioning at a size for a CPU.
+TINY = SDXL | {
     "sample_size": 8,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -160,7 +160,7 @@ def told(report: dict) -> str:
     for part in report["parts"]:
         if part["verdict"] == "skipped":
             lines.append(f" skipped: {part['name']}: {part['why']}")
-    for name, why in attempt(lambda: report["loop"]["skipped"], {}).items():
+    for name, why in attempt(lambda: dict(report["loop"]["skipped"]), {}).items():
         lines.append(f" skipped: loop of {name}: {why}")
     lines += [f"  failed: {line}" for line in report["failed"]] or ["  failed: nothing"]
     return "\n".join(lines)

@@ -52,8 +52,8 @@ class Sampling:
 
     def watch(self) -> None:
         """From now on every call adds to `launches`; for one that runs on a captured network."""
-        held = self.sampler._executors
-        self.captured, built = held._network, held._built[self.executor]
+        held = self.sampler._executors._held
+        self.captured, built = held.network, held.built[self.executor]
         self.start = self.sampler.begin(self.network.model, self.network.noise)
         run = built.run
 

@@ -132,7 +132,6 @@ class WhileGraph {
 
   template <typename Add>
   size_t add(const char* doing, Add call) {
-    if (!body_) throw DriverError("the loop is closed");
     if (exec_) throw DriverError("the loop is instantiated already");
     CUgraphNode node = nullptr;
     check(call(&node), doing);
@@ -141,6 +140,7 @@ class WhileGraph {
   }
 
   std::vector<CUgraphNode> at(const std::vector<size_t>& places) const {
+    if (!body_) throw DriverError("the loop is closed");
     std::vector<CUgraphNode> nodes;
     for (size_t place : places) {
       if (place >= nodes_.size())

@@ -87,12 +87,13 @@ inline std::vector<NodeInfo> ordered_nodes_of(const Driver& driver, CUgraph grap
   return found;
 }
 
-// Memory that a copy on the device can reach at any time later.
-inline bool is_lasting(const Driver& driver, CUmemorytype type, const void* host) {
-  if (type != CU_MEMORYTYPE_HOST) return true;
+// Memory that a copy on the device can reach at any time later. A unified address may be anyone's.
+inline bool is_lasting(const Driver& driver, CUmemorytype type, const void* host,
+                       CUdeviceptr unified) {
+  if (type != CU_MEMORYTYPE_HOST && type != CU_MEMORYTYPE_UNIFIED) return true;
+  const CUdeviceptr at = type == CU_MEMORYTYPE_HOST ? reinterpret_cast<CUdeviceptr>(host) : unified;
   CUmemorytype found = {};
-  return driver.cuPointerGetAttribute(&found, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-                                      reinterpret_cast<CUdeviceptr>(host)) == CUDA_SUCCESS;
+  return driver.cuPointerGetAttribute(&found, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, at) == CUDA_SUCCESS;
 }
 
 // Why a conditional node's body would not take the graph, naming its node; nothing where it would.
@@ -114,8 +115,8 @@ inline std::optional<std::string> refusal(const Driver& driver, CUgraph graph) {
     CUDA_MEMCPY3D copy = {};
     if (nodes[k].type == CU_GRAPH_NODE_TYPE_MEMCPY &&
         driver.cuGraphMemcpyNodeGetParams(nodes[k].node, &copy) == CUDA_SUCCESS &&
-        !(is_lasting(driver, copy.srcMemoryType, copy.srcHost) &&
-          is_lasting(driver, copy.dstMemoryType, copy.dstHost)))
+        !(is_lasting(driver, copy.srcMemoryType, copy.srcHost, copy.srcDevice) &&
+          is_lasting(driver, copy.dstMemoryType, copy.dstHost, copy.dstDevice)))
       return say("a copy from or to pageable memory of the host",
                  "a tensor made on the CPU inside the network (.to(device), torch.tensor)");
   }

@@ -69,6 +69,12 @@ EXPORT uint64_t fake_callback(const char* name, int64_t (*call)(int64_t)) {
 
 EXPORT uint64_t fake_graph() { return reinterpret_cast<uint64_t>(create()); }
 
+EXPORT int fake_destroy(CUgraph graph) {
+  if (!find(graph)) return 0;
+  destroy(graph);
+  return 1;
+}
+
 // Of a type that needs no more than to be there.
 EXPORT uint64_t fake_node(CUgraph graph, const uint64_t* before, size_t count, int type) {
   const std::set<int> fuller = {CU_GRAPH_NODE_TYPE_KERNEL, CU_GRAPH_NODE_TYPE_MEMCPY,

@@ -1,8 +1,7 @@
-"""A CUDA driver that stands in for libcuda.so.1: graphs without a GPU, held to the rules of CUDA."""
+"""A stand-in for libcuda.so.1: CUDA graphs without a GPU, held to the rules of CUDA."""
 
 import ctypes
 import hashlib
-import itertools
 import os
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
 
 @cache
 def cuda_include():
-    """The folder of cuda.h: the toolkit's, or that of the package torch comes with; None: neither."""
+    """The folder of cuda.h: the toolkit's, or of a package that torch needs; None: neither."""
     folders = [Path(cpp_extension.CUDA_HOME, "include")] if cpp_extension.CUDA_HOME else []
     package = find_spec("nvidia")
     for place in package.submodule_search_locations if package else ():
@@ -136,7 +135,7 @@ class FakeDriver:
         return self._captured("kernel", graph, after, *more)
 
     def copy(self, graph, destination, source, after=(), unified=False):
-        """A copy of all of the source; unified: the node does not say which memory is the host's."""
+        """A copy of all of the source; unified: the node leaves open whose memory it is."""
         ends = []
         for end in (destination, source):
             kind = UNIFIED if unified else DEVICE if end.kind == "device" else HOST
@@ -153,7 +152,7 @@ class FakeDriver:
 
     def destroy(self, graph):
         """Destroys a graph, as torch does with one that it captured."""
-        assert self.call("cuGraphDestroy", graph) == 0, self.faults()
+        assert self.library.fake_destroy(ctypes.c_uint64(graph)), "no such graph"
 
     def call(self, function, *handles):
         """Calls a function of the driver with handles and pointers; returns its error's number."""
@@ -228,8 +227,8 @@ class FakeDriver:
                     return 1
                 return 0
 
-            kept = CALLBACK(call)
-            number = self.library.fake_callback(callback.__name__.encode(), kept)
+            kept, name = CALLBACK(call), getattr(callback, "__name__", "callback")
+            number = self.library.fake_callback(name.encode(), kept)
             self.callbacks[callback] = number
             self.kept.append(kept)
         return self.callbacks[callback]
@@ -242,4 +241,4 @@ class FakeDriver:
     def _counts(self):
         counts = (ctypes.c_int64 * 3)()
         self.library.fake_counts(counts)
-        return list(itertools.chain(counts))
+        return list(counts)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import gpu_clock
 import gpu_compiled
 import gpu_eager
 import gpu_expected
+import gpu_overhead
 import gpu_report
 import gpu_runners
 
@@ -331,6 +333,78 @@ def test_aims_are_met_missed_or_unknown():
     assert verdicts(part)["step_times_eager"] == "missed"
 
 
+def loop(**changes):
+    """A run of the loop's benchmark by made-up times; a change to a name is one to its rows."""
+    cases, rows = [], []
+    for network, kind, replay_us, plans in (
+        ("SD-1.5", "U-Net", 6000.0, [("eager", "full"), ("graph", "full"), ("graph", "adaptive")]),
+        ("0.2 ms", "stack", 200.0, [("graph", "adaptive"), ("groups", "adaptive")]),
+        ("5 ms", "stack", 5000.0, [("graph", "adaptive"), ("groups", "adaptive")]),
+    ):
+        made = []
+        for executor, pattern in plans:
+            name = f"{network}, {executor}, {pattern}"
+            case = {"name": name, "network": network, "kind": kind}
+            cases.append({**case, "executor": executor, "pattern": pattern})
+            ticks = 26 if pattern == "adaptive" else 50
+            per_tick = 10.0 if executor != "eager" else 30.0
+            timed = {
+                "us": ticks * (replay_us + per_tick),
+                **{"ticks": ticks, "nfe": ticks, "steps": 50, "replay_us": replay_us},
+                **{"overhead_us_per_tick": per_tick, "overhead_error_us": 1.0},
+                "overhead_share": per_tick / (replay_us + per_tick),
+                "overhead_share_error": 1.0 / replay_us,
+            }
+            told = changes.get(network, {}) | changes.get(name, {})
+            made.append({**cases[-1], **(told if "error" in told else timed | told)})
+        gpu_overhead.compare(made)
+        rows += made
+    return {"cases": cases, "rows": rows, "skipped": {}, "failed": [], "not_begun": []}
+
+
+def loop_verdicts(run):
+    return {aim["name"]: aim["verdict"] for aim in gpu_aims.loop_aims(run)}
+
+
+def test_the_loops_aims_are_met_missed_or_unknown():
+    names = ("loop_overhead_us", "loop_overhead_share", "loop_adaptive_gain")
+
+    def of(**changes):
+        made = loop_verdicts(loop(**changes))
+        return [made[name] for name in names]
+
+    met, missed, unknown = "met", "missed", "unknown"
+    # The stacks have no full run here, so that the gain of theirs is not known.
+    assert of() == [met, met, unknown]
+    slow = {"0.2 ms, groups, adaptive": {"overhead_us_per_tick": 16.1}}
+    assert of(**slow) == [missed, met, unknown]
+    # Closer to the limit than it is certain; and so uncertain that it says nothing.
+    assert of(**{"0.2 ms, graph, adaptive": {"overhead_us_per_tick": 14.5}})[0] == unknown
+    assert of(**{"5 ms, graph, adaptive": {"overhead_error_us": 99.0}})[0] == unknown
+    # An executor that costs less than nothing is within every limit.
+    assert of(**{"0.2 ms, groups, adaptive": {"overhead_us_per_tick": -3.0}})[0] == met
+    assert of(**{"SD-1.5, graph, adaptive": {"overhead_share": 0.02}})[1] == missed
+    assert of(**{"5 ms, groups, adaptive": {"overhead_share": 0.02}})[1] == missed
+    # A small network's share is nobody's aim.
+    assert of(**{"0.2 ms": {"overhead_share": 0.05}})[1] == met
+    # 50 / 26 of 300.5 ms: 0.979 of it is too little.
+    late = {"us": 50 * 6010.0 * 26 / 50 / 0.979}
+    assert of(**{"SD-1.5, graph, adaptive": late})[2] == missed
+
+    (gain,) = (a for a in gpu_aims.loop_aims(loop()) if a["name"] == "loop_adaptive_gain")
+    assert gain["worst"] == {"case": "SD-1.5, graph, adaptive", "value": pytest.approx(1.0)}
+    assert gain["not_timed"] == ["0.2 ms, graph, adaptive", "5 ms, graph, adaptive"]
+
+    # What failed, was skipped or not begun is not known, and says so by its name.
+    assert of(**{"0.2 ms, graph, adaptive": {"error": "CaptureError: it draws"}})[0] == unknown
+    part = loop()
+    part["rows"] = [row for row in part["rows"] if row["network"] != "SD-1.5"]
+    verdicts = loop_verdicts(part)
+    assert verdicts["loop_overhead_us"] == met and verdicts["loop_overhead_share"] == unknown
+    assert verdicts["loop_adaptive_gain"] == unknown
+    assert set(loop_verdicts({}).values()) == {unknown}
+
+
 def test_ratios_are_in_units_of_our_time():
     row = gpu_aims.ratios(bench())[2]
     assert (row["size"], row["op"], row["us"]) == ("Wan 720p", "step", 27.0)
@@ -342,7 +416,7 @@ def test_ratios_are_in_units_of_our_time():
 
 
 FIELDS = ["failed", "device", "parts", "tests", "sanitizers", "ceilings"]
-FIELDS += ["ratios", "aims", "benchmarks"]
+FIELDS += ["ratios", "aims", "benchmarks", "loop"]
 JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
 <testcase classname="test_gpu" name="a"/>
 <testcase classname="test_gpu" name="b"><failure message="off by 1&#10;at all"/></testcase>
@@ -353,6 +427,10 @@ JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
 def test_the_report_says_what_failed(tmp_path, capsys):
     (tmp_path / "tests.xml").write_text(JUNIT)
     (tmp_path / "bench.json").write_text(json.dumps(bench() | {"failed": [], "not_begun": ["x"]}))
+    part = loop(**{"0.2 ms, groups, adaptive": {"error": "CaptureError: it draws"}})
+    part |= {"failed": ["0.2 ms, groups, adaptive: CaptureError: it draws"]}
+    part |= {"skipped": {"SDXL": "diffusers is missing"}, "not_begun": ["20 ms"]}
+    (tmp_path / "loop.json").write_text(json.dumps(part))
     (tmp_path / "sanitize.log").write_text(
         "== memcheck, at most 60 s: x\n========= ERROR SUMMARY: 0 errors\n"
         "== racecheck, at most 60 s: x\n========= RACECHECK SUMMARY: 1 hazard displayed\n"
@@ -360,7 +438,7 @@ def test_the_report_says_what_failed(tmp_path, capsys):
     (tmp_path / "device.json").write_text('{"device": "made up", "problem": null}')
     arguments = ["--out", str(tmp_path), "--device", str(tmp_path / "device.json"), "device:0:3"]
     arguments += ["tests:1:9", "memcheck:0:4", "racecheck:9:4", "initcheck:124:60"]
-    assert gpu_report.main([*arguments, "benchmarks:1:99"]) == 1
+    assert gpu_report.main([*arguments, "loop:1:50", "benchmarks:1:99"]) == 1
     report = json.loads((tmp_path / "gpu_check.json").read_text())
     assert list(report) == FIELDS
     assert report["tests"]["passed"] == 1
@@ -371,20 +449,29 @@ def test_the_report_says_what_failed(tmp_path, capsys):
         "tests: exit code 1",
         "racecheck: exit code 9",
         "initcheck: ran out of time",
+        "loop: exit code 1",
         "benchmarks: exit code 1",
         "test test_gpu::b: off by 1",
+        "loop 0.2 ms, groups, adaptive: CaptureError: it draws",
+        "loop 20 ms: not timed",
         "benchmark x: not timed",
     ]
+    assert report["loop"]["rows"] == part["rows"]
+    assert {aim["name"] for aim in report["aims"]} >= {"sdxl_step_us", "loop_overhead_us"}
     out = capsys.readouterr().out
+    assert " skipped: loop of SDXL: diffusers is missing" in out
+    assert "unknown: loops of networks of 0.2 to 20 ms" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("5 ms, groups, adaptive")]
+    assert line.split()[4:] == ["130260", "26", "5000", "10", "-", "-"]
     assert "missed: advance that moves 64 MB or more" in out and "failed: tests" in out
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"cases": [1], "rows": 3}', JUNIT])
 def test_the_report_has_every_field_whatever_is_broken(tmp_path, broken):
-    for name in ("tests.xml", "bench.json", "sanitize.log", "device.json"):
+    for name in ("tests.xml", "bench.json", "loop.json", "sanitize.log", "device.json"):
         (tmp_path / name).write_text(broken)
     arguments = ["--out", str(tmp_path), "--device", str(tmp_path / "device.json")]
-    for parts in ([], ["tests:0:1", "benchmarks:0:1"], ["nonsense"]):
+    for parts in ([], ["tests:0:1", "loop:0:1", "benchmarks:0:1"], ["nonsense"]):
         assert gpu_report.main([*arguments, *parts]) == 1
         report = json.loads((tmp_path / "gpu_check.json").read_text())
         assert list(report) == FIELDS and report["failed"]
@@ -420,6 +507,7 @@ case "$*" in
   "setup.py build_ext --inplace") echo "arch $TORCH_CUDA_ARCH_LIST" && exit 3 ;;
   "-c import hypothesis") exit 1 ;;
   "-m pytest"*) echo "$*" && exec sleep 100 ;;
+  benchmarks/gpu_loop.py*) echo '{{"rows": [], "skipped": {{"SDXL": "no diffusers"}}}}' > "$3" ;;
   benchmarks/gpu_bench.py*) exec {sys.executable} "$@" --device cpu --tiny --each 0.001 ;;
   *) exec {sys.executable} "$@" ;;
 esac
@@ -436,11 +524,11 @@ def test_the_check_goes_on_after_every_failure(tmp_path):
     for name, text in (("python", STUB), ("compute-sanitizer", SANITIZER)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
-    # 210 s are kept for what follows the tests, so that they get those few seconds that are left.
+    # 270 s are kept for what follows the tests, so that they get those few seconds that are left.
     path = f"{tmp_path}:{os.environ['PATH']}"
     out = tmp_path / "out"
     code, said, report = check(
-        out, "--python", tmp_path / "python", "--seconds", 213, "--skip-build", PATH=path
+        out, "--python", tmp_path / "python", "--seconds", 273, "--skip-build", PATH=path
     )
     assert code == 1
     assert {part["name"]: part["verdict"] for part in report["parts"]} == {
@@ -451,6 +539,7 @@ def test_the_check_goes_on_after_every_failure(tmp_path):
         "memcheck": "passed",
         "racecheck": "failed",
         "initcheck": "passed",
+        "loop": "passed",
         "benchmarks": "passed",
     }
     assert "tests: ran out of time" in report["failed"]
@@ -463,8 +552,50 @@ def test_the_check_goes_on_after_every_failure(tmp_path):
     assert timed == {"ours", "eager", "copy"}
     assert all(row["us"] for row in report["ratios"])
     assert "failed: tests: ran out of time" in said
+    assert " skipped: loop of SDXL: no diffusers" in said
+    assert report["loop"]["skipped"] == {"SDXL": "no diffusers"}
     files = [path for path in out.rglob("*") if path.is_file()]
-    assert len(files) <= 8 and all(len(path.relative_to(out).parts) <= 3 for path in files)
+    # A build's log is one more, and a lent machine brings back eight.
+    assert len(files) <= 7 and all(len(path.relative_to(out).parts) <= 3 for path in files)
+
+
+INSTANT = """#!/usr/bin/env bash
+case "$*" in
+  benchmarks/gpu_device.py*) echo '{"device": "made up", "capability": "9.0", "problem": null}' ;;
+  benchmarks/gpu_report.py*) echo '{}' > "$3/gpu_check.json" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"),
+    [
+        # Ten minutes, and nothing takes any time: every part may take what it takes at most.
+        (570, {}, {"tests": 220, "memcheck": 60, "loop": 160, "benchmarks": 400}),
+        # Little is left: of the 140 s the benchmarks keep 100, and the loop gets the others.
+        (140, {"loop": 30, "benchmarks": 120}, {"tests": 0, "memcheck": 0, "loop": 40}),
+        (90, {"benchmarks": 70}, {"tests": 0, "memcheck": 0, "loop": 0, "benchmarks": 80}),
+    ],
+)
+def test_a_part_gets_what_the_later_ones_leave(tmp_path, seconds, least, most):
+    for name in ("python", "compute-sanitizer"):
+        (tmp_path / name).write_text(INSTANT)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    out = tmp_path / "out"
+    check(out, "--python", tmp_path / "python", "--seconds", seconds, "--skip-build", PATH=path)
+    given = {}
+    for log in out.glob("*.log"):
+        found = re.findall(r"^== (\w+), at most (-?\d+) s: .*", log.read_text(), re.MULTILINE)
+        given |= {name: int(limit) for name, limit in found}
+    assert given.keys() == {"tests", "memcheck", "racecheck", "initcheck", "loop", "benchmarks"}
+    assert all(given[name] <= limit for name, limit in most.items())
+    assert all(given[name] >= limit for name, limit in least.items())
+    if seconds == 570:
+        assert all(given[name] == limit for name, limit in most.items())
+    # The programs end themselves before they are ended.
+    text = (out / "loop.log").read_text()
+    assert f"--seconds {given['loop'] - 15}" in text and f"--out {out / 'loop.json'}" in text
 
 
 def test_an_interrupted_check_leaves_what_it_has(tmp_path):
@@ -486,14 +617,17 @@ def test_a_build_that_fails_is_for_this_gpu_alone_and_ends_nothing(tmp_path):
     stub = STUB.replace("exec sleep 100", "exit 2").replace(
         "gpu_bench.py*) exec", "gpu_bench.py*) exit 5; :"
     )
+    stub = stub.replace("gpu_loop.py*) echo", "gpu_loop.py*) exit 4; :")
     (tmp_path / "python").write_text(stub)
     (tmp_path / "python").chmod(stat.S_IRWXU)
     code, _, report = check(tmp_path / "out", "--python", tmp_path / "python")
     assert code == 1
     assert "arch 9.0" in (tmp_path / "out" / "build.log").read_text()
     failed = {part["name"]: part["why"] for part in report["parts"] if part["verdict"] == "failed"}
-    assert failed.keys() >= {"build", "tests", "benchmarks"}
+    assert failed.keys() >= {"build", "tests", "loop", "benchmarks"}
     assert failed["build"] == "exit code 3" and failed["benchmarks"] == "exit code 5"
+    assert failed["loop"] == "exit code 4"
+    assert any(line.startswith("loop: no results: FileNotFoundError") for line in report["failed"])
 
 
 def test_what_the_sanitizers_watch_runs():

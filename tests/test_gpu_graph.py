@@ -90,7 +90,7 @@ def test_auto_takes_the_graph_and_says_so():
 def test_one_launch_and_no_synchronisation():
     by, model, x = sampler(), network(), noise()
     run(by, model, x)
-    built = by._executors._built["graph"]
+    built = by._executors._held.built["graph"]
     quiet = type("Bar", (), {"disable": True})()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
