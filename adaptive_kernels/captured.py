@@ -18,7 +18,7 @@ class CapturedNetwork:
     """One call of a network as a graph: it reads the state's input and writes an output of its own.
 
     The buffers stand still; new latents, conditioning, thresholds, guidance scales, seeds and
-    tables are copied into them between launches. What must not change is the signature.
+    tables are copied into them between launches. What must not change is the `signature`.
 
     Args:
         runtime: of the state's device (`runtime.Runtime`).
@@ -28,7 +28,7 @@ class CapturedNetwork:
     """
 
     def __init__(self, runtime: Any, network: NetworkCall, state: State):
-        self.runtime, self.signature = runtime, signature(network, state)
+        self.runtime = runtime
         self.state, self.network = state.clone(), network.fixed()
         self.last = None  # a mark after the last launch
         with _autocast_without_cache():

@@ -51,9 +51,8 @@ def eager(job: Job, bar: Any) -> None:
 class _Held:
     """What is captured for one signature, and what was learnt about it."""
 
-    def __init__(self, wanted: Any, job: Job, names: list[str]):
-        # The model stays: the signature names it by its id.
-        self.signature, self.model = wanted, job.network.model
+    def __init__(self, wanted: Any, model: tuple, names: list[str]):
+        self.signature, self.model = wanted, model
         self.fastest = Fastest(names)
         self.why_not: dict[str, str] = {}
         self.network: CapturedNetwork | None = None
@@ -78,6 +77,13 @@ class _Held:
         if self.network is not None:
             self.network.close()
         self.network = None
+
+
+def _mode(job: Job) -> tuple:
+    """The model, and whether parts of it train."""
+    model = job.network.model
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return model, any(module.training for module in modules)
 
 
 class Executors:
@@ -170,10 +176,12 @@ class Executors:
         return "; ".join([why, *(f"not {name}: {reason}" for name, reason in why_not.items())])
 
     def _hold(self, job: Job, names: list[str]) -> _Held:
-        wanted = signature(job.network, job.state)
-        if self._held is None or self._held.signature != wanted:
+        held, wanted = self._held, signature(job.network, job.state)
+        # A model that no graph takes is not asked again because it counts its calls, say.
+        in_vain = held is not None and not held.fastest.names and held.model == _mode(job)
+        if held is None or (held.signature != wanted and not in_vain):
             self.close()
-            self._held = _Held(wanted, job, names)
+            self._held = _Held(wanted, _mode(job), names)
         return self._held
 
     def _prepare(self, name: str, job: Job) -> Loop | Groups:
@@ -182,6 +190,8 @@ class Executors:
         if held.network is None:
             runtime = Runtime(job.state.latents.device)
             held.network = CapturedNetwork(runtime, job.network, job.state)
+            # A model may have changed in its first calls: caches made, calls counted.
+            held.signature = signature(job.network, job.state)
             self._captures += 1
         if name not in held.built:
             held.built[name] = self._build(name, held.network)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .identity import identity
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -121,6 +123,7 @@ class NetworkCall:
         """The same call of all rows, with conditioning in buffers of its own."""
         twin = copy.copy(self)
         twin._all = pytree.tree_map_only(Tensor, Tensor.clone, self._all)
+        twin.halves = []
         return twin
 
     def load(self, other: "NetworkCall") -> None:
@@ -131,47 +134,16 @@ class NetworkCall:
                 into.copy_(value)
 
     def signature(self) -> tuple:
-        """What a captured call fixes: the model and where its parameters lie, shapes, plain values.
-
-        What a model that is no module closes over cannot be seen.
-        """
+        """What a captured call fixes: the model and what it uses, shapes, plain values."""
         leaves = [
-            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else _value(leaf)
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else identity(leaf)
             for leaf in pytree.tree_leaves(self._all)
         ]
-        return _identity(self.model), self.shape, self.guided, self.spec, tuple(leaves)
+        return identity(self.model), self.shape, self.guided, self.spec, tuple(leaves)
 
     def bytes(self) -> int:
         leaves = pytree.tree_leaves(self._all)
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-
-
-def _identity(model: Callable) -> tuple:
-    # A method is another object each time it is asked for.
-    owner = getattr(model, "__self__", model)
-    identity = (id(owner), id(getattr(model, "__func__", None)))
-    return (*identity, *_memory(owner)) if isinstance(owner, torch.nn.Module) else identity
-
-
-def _memory(module: torch.nn.Module) -> list:
-    """Where everything of a module lies, and whether it trains.
-
-    By hand: it is asked for at every sampling, and torch's own walks take five times as long.
-    """
-    found, left = [], [module]
-    while left:
-        held = left.pop().__dict__
-        found.append(held.get("training"))
-        for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
-            if tensor is not None:
-                found += (tensor.data_ptr(), tensor.dtype)
-        left += [inner for inner in held["_modules"].values() if inner is not None]
-    return found
-
-
-def _value(leaf: Any) -> Any:
-    plain = leaf is None or isinstance(leaf, (bool, int, float, str, bytes, torch.dtype))
-    return (type(leaf), leaf) if plain else id(leaf)
 
 
 def _tensor_of(output: Any) -> Tensor:

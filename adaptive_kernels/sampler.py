@@ -39,8 +39,9 @@ class AdaptiveSampler:
 
     Graphs are captured at the first call and kept for calls of the same shapes, whatever their
     noise, conditioning, thresholds, guidance scales and seeds; `close` (or ``with``) frees them. A
-    captured network is called on all rows, must not draw random numbers nor read a value on the
-    host, and what it closes over beside a module's parameters and buffers must stay where it is.
+    captured network is called on all rows, and must not draw random numbers nor read a value on the
+    host. A change of the model is looked for at every call (`identity`): tensors that moved, plain
+    attributes, what a function closes over; not what lies deeper than a few steps.
 
     Args:
         scheduler: a diffusers scheduler (left untouched) or a `SolverTable`.

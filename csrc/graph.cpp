@@ -16,7 +16,7 @@ Handle from(uint64_t value) {
 }
 
 // A root graph whose one node loops over its body while the condition is not 0; it is 1 at every
-// launch, and the body's last node sets it.
+// launch, and the body's last node sets it. Not for two threads at once.
 class WhileGraph {
  public:
   explicit WhileGraph(std::shared_ptr<Driver> driver) : driver_(std::move(driver)) {
@@ -37,6 +37,7 @@ class WhileGraph {
 
   // A copy of a captured graph, kernel arguments included; returns its place in the body.
   size_t add_child(uint64_t graph, const std::vector<size_t>& after) {
+    expect_open();
     if (auto reason = refusal(*driver_, from<CUgraph>(graph))) throw DriverError(*reason);
     const std::vector<CUgraphNode> before = at(after);
     return add("cuGraphAddChildGraphNode", [&](CUgraphNode* node) {
@@ -48,6 +49,7 @@ class WhileGraph {
   // A copy of a captured kernel with its attributes (whether it is cooperative, for one). A kernel
   // that sets the condition stands in the body itself.
   size_t add_kernel(uint64_t captured, const std::vector<size_t>& after) {
+    expect_open();
     const auto source = from<CUgraphNode>(captured);
     CUDA_KERNEL_NODE_PARAMS_v2 params = {};
     check(driver_->cuGraphKernelNodeGetParams_v2(source, &params), "cuGraphKernelNodeGetParams");
@@ -55,14 +57,17 @@ class WhileGraph {
     const size_t place = add("cuGraphAddKernelNode", [&](CUgraphNode* node) {
       return driver_->cuGraphAddKernelNode_v2(node, body_, before.data(), before.size(), &params);
     });
-    check(driver_->cuGraphKernelNodeCopyAttributes(nodes_[place], source),
-          "cuGraphKernelNodeCopyAttributes");
+    const CUresult result = driver_->cuGraphKernelNodeCopyAttributes(nodes_[place], source);
+    // A kernel without its attributes may not stay.
+    if (result != CUDA_SUCCESS) close();
+    check(result, "cuGraphKernelNodeCopyAttributes");
     return place;
   }
 
   // Device memory to pinned memory of the host.
   size_t add_copy(uint64_t destination, uint64_t source, size_t bytes,
                   const std::vector<size_t>& after) {
+    expect_open();
     CUDA_MEMCPY3D copy = {};
     copy.srcMemoryType = CU_MEMORYTYPE_DEVICE;
     copy.srcDevice = static_cast<CUdeviceptr>(source);
@@ -78,8 +83,7 @@ class WhileGraph {
   }
 
   void instantiate() {
-    if (!root_) throw DriverError("the loop is closed");
-    if (exec_) throw DriverError("the loop is instantiated already");
+    expect_open();
     CUDA_GRAPH_INSTANTIATE_PARAMS params = {};
     const CUresult result = [&] {
       const py::gil_scoped_release release;
@@ -132,7 +136,6 @@ class WhileGraph {
 
   template <typename Add>
   size_t add(const char* doing, Add call) {
-    if (exec_) throw DriverError("the loop is instantiated already");
     CUgraphNode node = nullptr;
     check(call(&node), doing);
     nodes_.push_back(node);
@@ -140,7 +143,6 @@ class WhileGraph {
   }
 
   std::vector<CUgraphNode> at(const std::vector<size_t>& places) const {
-    if (!body_) throw DriverError("the loop is closed");
     std::vector<CUgraphNode> nodes;
     for (size_t place : places) {
       if (place >= nodes_.size())
@@ -149,6 +151,11 @@ class WhileGraph {
       nodes.push_back(nodes_[place]);
     }
     return nodes;
+  }
+
+  void expect_open() const {
+    if (!root_) throw DriverError("the loop is closed");
+    if (exec_) throw DriverError("the loop is instantiated already");
   }
 
   void expect_ready() const {

@@ -113,6 +113,7 @@ inline std::optional<std::string> refusal(const Driver& driver, CUgraph graph) {
       if (auto reason = refusal(driver, inner)) return "inside a child graph, " + *reason;
     }
     CUDA_MEMCPY3D copy = {};
+    // A copy that cannot be described so is left to the driver's own judgement.
     if (nodes[k].type == CU_GRAPH_NODE_TYPE_MEMCPY &&
         driver.cuGraphMemcpyNodeGetParams(nodes[k].node, &copy) == CUDA_SUCCESS &&
         !(is_lasting(driver, copy.srcMemoryType, copy.srcHost, copy.srcDevice) &&

@@ -37,7 +37,7 @@ FORBIDDEN = {
     11: ("memory allocation", "cudaMallocAsync"),
     12: ("batched memory operation", "communication"),
     13: ("conditional", "torch.cond"),
-    99: ("unknown", "newer"),
+    15: ("unknown", "newer"),
 }
 
 

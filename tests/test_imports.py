@@ -11,7 +11,7 @@ ROOT = Path(adaptive_kernels.__file__).parent
 # A module may import from the rooms left of it; leaves import from no room at all.
 LEAVES = [
     *["version", "plan", "metrics", "probe", "reference", "demo_model", "tradeoff", "store"],
-    *["watch", "choice", "arguments"],
+    *["watch", "choice", "arguments", "identity"],
 ]
 LAYERS = [
     *LEAVES,
