@@ -39,10 +39,12 @@ def driver() -> tuple[Any, str]:
 
 def facts(device: str) -> Facts:
     """The facts of this machine for a device type such as "cpu" or "cuda"."""
-    found, why = driver() if device == "cuda" else (None, "")
+    present = device != "cuda" or torch.cuda.is_available()
+    # The driver is not woken where there is nothing for it.
+    found, why = driver() if device == "cuda" and present else (None, "no CUDA device is here")
     return Facts(
         device=device,
-        present=device != "cuda" or torch.cuda.is_available(),
+        present=present,
         rocm=torch.version.hip is not None,
         implementation=ops.implementation(device),
         loop=None if found else why,

@@ -29,12 +29,18 @@ class CapturedNetwork:
 
     def __init__(self, runtime: Any, network: NetworkCall, state: State):
         self.runtime = runtime
-        self.state, self.network = state.clone(), network.fixed()
         self.last = None  # a mark after the last launch
-        with _autocast_without_cache():
-            self._warm_up()
-            with _told("failed while it was captured"):
-                self.graph = runtime.capture(self._call)
+        try:
+            # Buffers made under inference mode could not be written outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                self.state, self.network = state.clone(), network.fixed()
+            with _autocast_without_cache(state.latents.device.type):
+                self._warm_up()
+                with _told("failed while it was captured"):
+                    self.graph = runtime.capture(self._call)
+        except BaseException:
+            runtime.release()
+            raise
 
     @property
     def output(self) -> Tensor:
@@ -48,8 +54,11 @@ class CapturedNetwork:
         self.network.load(network)
         self.state.load(state)
 
-    def memory(self) -> dict[str, int]:
-        """Bytes on the device: the network's activations, and the buffers around them."""
+    def memory(self) -> dict[str, int | None]:
+        """Bytes on the device: the network's activations, and the buffers around them.
+
+        None where torch's allocator does not tell.
+        """
         return {
             "activations": self.graph.bytes(),
             "buffers": self.state.bytes() + self.network.bytes(),
@@ -59,24 +68,27 @@ class CapturedNetwork:
         """Waits for the last launch."""
         if self.last is not None:
             self.last.wait()
+        self.last = None
 
     def close(self) -> None:
         self.settle()
         self.graph.close()
+        self.runtime.release()
 
     def _call(self) -> Tensor:
         return self.network(self.state.model_input, self.state.timestep, None)
 
     def _warm_up(self) -> None:
-        compiled = is_compiled(self.network.model)
         with _told("failed while it was warmed up"), self.runtime.on_stream():
-            watch = Watch(self.state.latents.device.type)
-            before = watch.generators()
-            with contextlib.nullcontext() if compiled else watch:
+            watch = Watch(self.state.latents.device)
+            if is_compiled(self.network.model):
+                # Compiled code draws numbers where a watch does not see it.
                 self._call()
-            # Compiled code draws numbers where a watch does not see it.
-            if compiled and watch.generators() != before:
-                raise CaptureError("the network draws random numbers")
+                if watch.draws(self._call)[1]:
+                    raise CaptureError("the network draws random numbers")
+            else:
+                with watch:
+                    self._call()
             for _ in range(1, WARM_UP):
                 output = self._call()
             # Its kernels are loaded here too; a launch begins with other values.
@@ -86,16 +98,35 @@ class CapturedNetwork:
 
 def signature(network: NetworkCall, state: State) -> tuple:
     """Two calls of one signature are served by one capture."""
-    device = state.latents.device.type
-    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-    return network.signature(), state.signature(), autocast
+    return network.signature(), state.signature(), _numerics(state.latents.device.type)
+
+
+def _numerics(device: str) -> tuple:
+    """What torch was told about arithmetic: a graph keeps what held when it was captured."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.are_deterministic_algorithms_enabled(),
+        _precision(),
+        (cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
+        (cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
+    )
+
+
+def _precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set in torch's newer way too, which it then does not tell
+        return None
 
 
 @contextlib.contextmanager
-def _autocast_without_cache() -> Iterator[None]:
+def _autocast_without_cache(device: str) -> Iterator[None]:
     """Casts that are cached outside a graph would not be in it."""
     before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
+    # Compiled code is compiled again where the flag differs.
+    torch.set_autocast_cache_enabled(before and not torch.is_autocast_enabled(device))
     try:
         yield
     finally:
@@ -108,6 +139,8 @@ def _told(what: str) -> Iterator[None]:
         yield
     except CaptureError as error:
         raise CaptureError(f"{error}, at {where(error)}") from error
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise CaptureError(
             f"the network {what}: {type(error).__name__}: {error}, at {where(error)}"

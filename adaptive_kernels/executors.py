@@ -119,19 +119,12 @@ class Executors:
             raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
         names = [name for name in asked if name not in why_not and name != "eager"]
         if names:
-            # Buffers made under inference mode could not be written outside of it.
-            with self._lock, torch.inference_mode(False), torch.no_grad():
-                held = self._hold(job, names)
-                while held.fastest.names:
-                    name = held.fastest.next()
-                    try:
-                        built = self._prepare(name, job)
-                    except CaptureError as error:
-                        held.refuse(name, str(error))
-                    else:
-                        whys = {**why_not, **held.why_not}
-                        return self._launch(name, built, bar, finish, answers[name][1], whys)
-                why_not |= held.why_not
+            with self._lock:
+                chosen = self._choose(job, names, why_not)
+                if chosen is not None:
+                    name, built = chosen
+                    why = self._why(answers[name][1], why_not)
+                    return self._launch(name, built, bar, finish, why)
         if self.name in why_not:
             raise CaptureError(why_not[self.name])
         eager(job, bar)
@@ -175,6 +168,32 @@ class Executors:
             return "as asked"
         return "; ".join([why, *(f"not {name}: {reason}" for name, reason in why_not.items())])
 
+    def _choose(
+        self, job: Job, names: list[str], why_not: dict[str, str]
+    ) -> tuple[str, Loop | Groups] | None:
+        """The executor to run now, ready; None: none of the names, for what `why_not` says then."""
+        held = self._hold(job, names)
+        while held.fastest.names:
+            name = held.fastest.next()
+            try:
+                built = self._prepare(name, job)
+            except torch.OutOfMemoryError as error:
+                # There may be room next time.
+                self.close()
+                if self.name != "auto":
+                    raise
+                why_not[name] = f"out of memory: {error}"
+                return None
+            except RuntimeError as error:
+                held.refuse(name, str(error))
+                if self.name != "auto":
+                    raise
+            else:
+                why_not |= held.why_not
+                return name, built
+        why_not |= held.why_not
+        return None
+
     def _hold(self, job: Job, names: list[str]) -> _Held:
         held, wanted = self._held, signature(job.network, job.state)
         # A model that no graph takes is not asked again because it counts its calls, say.
@@ -203,7 +222,7 @@ class Executors:
             return Loop(network, longest_run(self.table, self.config))
         return Groups(network, least_groups(self.table, self.config))
 
-    def _launch(self, name, built, bar, finish, why, why_not) -> Any:
+    def _launch(self, name, built, bar, finish, why) -> Any:
         held, choosing = self._held, self._held.fastest.choosing
         began = held.network.runtime.mark()
         built.run(bar)
@@ -211,7 +230,7 @@ class Executors:
         if measured := held.fastest.measured():
             why = f"{why}; {measured}"
         ended = held.network.last
-        result = finish(state, name, self._why(why, why_not))
+        result = finish(state, name, why)
         # The next launch comes after what was read, on whatever stream.
         held.network.last = held.network.runtime.mark()
         if choosing:

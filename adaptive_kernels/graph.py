@@ -16,7 +16,7 @@ from typing import Any
 from .captured import CapturedNetwork
 from .watch import CaptureError
 
-POLL = 0.005  # seconds between two looks at the progress
+POLL = 0.002  # seconds between two looks at the progress
 
 
 @dataclass(frozen=True)
@@ -98,27 +98,33 @@ class Loop:
     def run(self, bar: Any) -> None:
         """One launch; watches it for the bar's sake only."""
         runtime, network = self.network.runtime, self.network
-        self.progress.zero_()
+        if not bar.disable:
+            self.progress.zero_()
         runtime.launch(self.loop)
         network.last = runtime.mark()
         while not bar.disable and not network.last.done():
-            bar.update(int(self.progress.sum()) - bar.n)
+            # What another thread's launch left may be ahead.
+            bar.update(max(int(self.progress.sum()) - bar.n, 0))
             time.sleep(POLL)
 
     def close(self) -> None:
         self.loop.close()
 
     def _built(self) -> Any:
-        if reason := self.network.runtime.refusal(self.network.graph.raw):
+        runtime = self.network.runtime
+        if reason := runtime.refusal(self.network.graph.raw):
             raise CaptureError(f"of the captured network, {reason}")
         # Before driver 12.6, and under MPS, a body takes no cooperative launch: `step` needs none.
-        failed = None
-        for launch in (self._advance, self._steps):
+        attempts = [self._advance, self._steps] if runtime.takes_cooperative else [self._steps]
+        first = None
+        for launch in attempts:
             try:
                 return self._build(launch)
             except RuntimeError as error:
-                failed = failed or error
-        raise CaptureError(f"the loop could not be built: {failed}") from failed
+                first = first or str(error)
+                if launch is attempts[-1]:
+                    raise CaptureError(f"the loop could not be built: {first}") from error
+        return None
 
     def _build(self, launch: Callable[[int], None]) -> Any:
         runtime, index = self.network.runtime, self.network.state.index

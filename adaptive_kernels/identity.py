@@ -16,7 +16,10 @@ PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 CONTAINERS = {list, tuple, dict, set}
 DEPTH = 4  # steps from the model
 MOST = 1000  # of a container
-_APART = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# What every module holds; looked at apart, or of no effect on a call.
+_OWN = {*torch.nn.Module().__dict__} - {"training"}
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 class _Same:
@@ -45,7 +48,7 @@ def _add(value: Any, found: list, depth: int, seen: set[int]) -> None:
     if kind in PLAIN:
         found.append(value)
     elif isinstance(value, Tensor):
-        found += (_address(value), value.dtype, value.shape)
+        found += (*_lies(value), value.shape)
     elif id(value) in seen or isinstance(value, (type, types.ModuleType)):
         found.append(_Same(value))
     else:
@@ -86,26 +89,55 @@ def _content(cell: types.CellType) -> Any:
         return None  # not bound yet
 
 
-def _address(tensor: Tensor) -> Any:
+def _lies(tensor: Tensor) -> list:
+    """Where a tensor's values lie, and how they are read; those of the tensors it wraps, too."""
     try:
-        return tensor.data_ptr()
-    except RuntimeError:  # a tensor without memory of its own
-        return _Same(tensor)
+        at: list = [tensor.data_ptr(), tensor.dtype]
+    except (RuntimeError, ValueError):  # sparse, or not made yet
+        at = [_Same(tensor)]
+    if type(tensor) not in _ORDINARY and hasattr(type(tensor), "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            at += _lies(getattr(tensor, name))
+    return at
 
 
 def _add_module(module: torch.nn.Module, found: list) -> None:
     """By hand: it is asked for at every sampling, and torch's own walks take five times as long."""
     found.append(_Same(module))
-    left = [module]
+    left, seen = [module], {id(module)}
     while left:
-        held = left.pop().__dict__
-        found += [len(held.get("_forward_hooks", ())), len(held.get("_forward_pre_hooks", ()))]
-        for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
+        here = left.pop()
+        for tensor in (*_held(here, "_parameters"), *_held(here, "_buffers")):
             if tensor is not None:
-                found += (_address(tensor), tensor.dtype)
-        left += [inner for inner in held["_modules"].values() if inner is not None]
-        found += [value for value in held.values() if type(value) in PLAIN]
-        for name, value in held.items():
-            if type(value) in CONTAINERS and value and name not in _APART and len(value) <= MOST:
-                entries = value.values() if isinstance(value, dict) else value
-                found += [entry for entry in entries if type(entry) in PLAIN]
+                found += _lies(tensor)
+        for inner in _held(here, "_modules"):
+            if inner is not None and id(inner) not in seen:
+                seen.add(id(inner))
+                left.append(inner)
+        for name in _HOOKS:
+            if hooks := here.__dict__.get(name):
+                found += map(_Same, hooks.values())
+        for name, value in here.__dict__.items():
+            if name not in _OWN:
+                found += _attribute(value)
+
+
+def _attribute(value: Any) -> list:
+    kind = type(value)
+    if kind in PLAIN:
+        return [value]
+    if isinstance(value, Tensor):
+        return _lies(value)
+    if isinstance(value, (dict, list, tuple, set)):
+        entries = value.values() if isinstance(value, dict) else value
+        return [entry for entry in entries if type(entry) in PLAIN] if len(value) <= MOST else []
+    # An attention processor, say, and its scale.
+    held = () if isinstance(value, torch.nn.Module) else getattr(value, "__dict__", {}).values()
+    return [_Same(value), *(part for part in held if type(part) in PLAIN)]
+
+
+def _held(module: torch.nn.Module, name: str) -> list:
+    held = module.__dict__.get(name)
+    if held is None:  # a scripted module keeps them elsewhere
+        return list(getattr(module, name.removeprefix("_"))())
+    return list(held.values())

@@ -1,7 +1,9 @@
 """What the executors need of torch.cuda and the driver, and nothing else of it: a narrow seam."""
 
 import contextlib
+import gc
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,12 @@ from .capability import driver
 
 # One capture at a time: torch's bookkeeping of them (generators, pools) is the process's.
 _CAPTURING = threading.RLock()
+# Streams that no runtime captures on now, by device.
+_FREE: dict[torch.device, list["_Place"]] = defaultdict(list)
+# Graphs whose capture was thrown away: torch's allocator of pinned memory goes on asking them.
+_SPOILT: list[torch.cuda.CUDAGraph] = []
+# A conditional's body takes cooperative launches from this driver on.
+_COOPERATIVE = 12060
 
 
 class Mark:
@@ -49,9 +57,12 @@ class Captured:
         """Launches it on the current stream."""
         self._graph.replay()
 
-    def bytes(self) -> int:
-        """Device memory of what the function allocated."""
-        segments = torch.cuda.memory_snapshot(mempool_id=self._pool, include_traces=False)
+    def bytes(self) -> int | None:
+        """Device memory of what the function allocated; None where the allocator does not tell."""
+        try:
+            segments = torch.cuda.memory_snapshot(mempool_id=self._pool, include_traces=False)
+        except RuntimeError:
+            return None
         return sum(
             segment["total_size"]
             for segment in segments
@@ -63,12 +74,56 @@ class Captured:
         self._graph.reset()
 
 
+def _begin(graph: torch.cuda.CUDAGraph, device: torch.device, **options: Any) -> None:
+    """Begins a capture; other threads may go on using the device, and drawing random numbers.
+
+    torch 2.11 marks its generator's state until the capture ends, and draws of all threads then
+    fail: it gets another state to mark.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    own = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        graph.capture_begin(capture_error_mode="thread_local", **options)
+    finally:
+        generator.graphsafe_set_state(own)
+
+
+class _Place:
+    """A stream to capture on, with a workspace for matrix products that nothing else uses.
+
+    torch keeps one for every stream, whoever works there. A first, tiny capture makes this stream's
+    in memory of a graph that is never freed: graphs captured here later cannot lose it to others.
+    """
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+        one = torch.ones(16, 16, device=device)
+        one @ one  # this thread's handle, on another stream
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            _begin(self.graph, device)
+            try:
+                one @ one
+            finally:
+                self.graph.capture_end()
+
+
 class Runtime:
-    """One CUDA or ROCm device, with a stream of its own to capture on."""
+    """One CUDA or ROCm device, with a stream to capture on that is its own until `release`."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        with _CAPTURING, torch.cuda.device(device):
+            self._place = _FREE[device].pop() if _FREE[device] else _Place(device)
+        self.stream = self._place.stream
+
+    def release(self) -> None:
+        """Gives the stream and unused memory back; the runtime is not used after."""
+        if self._place is not None:
+            _FREE[self.device].append(self._place)
+            self._place = None
+            torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def on_stream(self) -> Iterator[None]:
@@ -89,57 +144,44 @@ class Runtime:
         """Captures one call of a function; what it raises passes, and torch stays usable."""
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         pool = torch.cuda.graph_pool_handle()
-        with _CAPTURING, self.on_stream():
+        with _CAPTURING, self.on_stream(), _without_collector():
             # What warming up has left would stand beside the graph's own memory.
             self.stream.synchronize()
             torch.cuda.empty_cache()
-            # The graph's matrix products get a workspace of the graph's own, and nobody else does.
-            torch._C._cuda_clearCublasWorkspaces()
             try:
-                try:
-                    # Other threads may go on using the device.
-                    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-                except BaseException:
-                    self._tidy(pool)
-                    raise
-                try:
-                    result = function()
-                except BaseException:
-                    # The stream leaves the capture by its end alone; what was raised says more.
-                    with contextlib.suppress(RuntimeError):
-                        self._end(graph, pool)
-                    graph.reset()
-                    raise
-                self._end(graph, pool)
-            finally:
-                torch._C._cuda_clearCublasWorkspaces()
+                _begin(graph, self.device, pool=pool)
+            except BaseException:
+                self._tidy(graph, pool)
+                raise
+            try:
+                result = function()
+            except BaseException:
+                # The stream leaves the capture by its end alone; what was raised says more.
+                with contextlib.suppress(RuntimeError):
+                    self._end(graph, pool)
+                graph.reset()
+                raise
+            self._end(graph, pool)
         return Captured(graph, pool, result)
 
     def _end(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
         try:
             graph.capture_end()
         except BaseException:
-            self._tidy(pool)
+            self._tidy(graph, pool)
             raise
 
-    def _tidy(self, pool: tuple[int, int]) -> None:
+    def _tidy(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
         """Ends what torch leaves begun where the driver has thrown a capture away."""
-        index = self.device.index
+        _SPOILT.append(graph)
         for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
             with contextlib.suppress(RuntimeError):
-                end(index, pool)
-        # torch 2.11 leaves its generator waiting for the capture's end: it refuses to draw.
-        generator = torch.cuda.default_generators[index]
-        clean, offset = generator.clone_state(), generator.get_offset()
-        try:
-            torch.empty(1, device=self.device).uniform_()
-            generator.set_offset(offset)
-        except RuntimeError:
-            generator.graphsafe_set_state(clean)
+                end(self.device.index, pool)
 
     def pinned(self, shape: tuple[int, ...]) -> Tensor:
         """int32 zeros of the host that the device can write to."""
-        return torch.zeros(shape, dtype=torch.int32, pin_memory=True)
+        with torch.inference_mode(False), torch.no_grad():
+            return torch.zeros(shape, dtype=torch.int32, device="cpu", pin_memory=True)
 
     def copy(self, into: Tensor, value: Tensor) -> None:
         """Copies device memory to pinned memory, in order with what is on the current stream."""
@@ -156,6 +198,11 @@ class Runtime:
     def nodes(self, raw: int) -> list[tuple[int, str, list[int]]]:
         """[(handle, type, places of the nodes before it)] of a captured graph."""
         return driver()[0].nodes(raw)
+
+    @property
+    def takes_cooperative(self) -> bool:
+        """Whether a loop inside a graph may hold cooperative kernels."""
+        return driver()[0].version >= _COOPERATIVE
 
     def refusal(self, raw: int) -> str | None:
         """Why a captured graph cannot be part of a loop; None: it can."""
@@ -177,3 +224,15 @@ class Runtime:
         """Launches a loop on the current stream."""
         with torch.cuda.device(self.device):
             loop.launch(torch.cuda.current_stream(self.device).cuda_stream)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """What the garbage collector frees may wait for the device, and so end a capture."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

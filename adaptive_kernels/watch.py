@@ -1,6 +1,8 @@
 """What a network must not do inside a CUDA graph, seen while it runs outside of one."""
 
+import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_HERE = str(Path(__file__).parent) + os.sep
 # Ops whose result the host waits for: a value or a size.
 _WAITING = {
     *("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "is_nonzero"),
@@ -57,14 +59,14 @@ class Watch(TorchDispatchMode):
     for the device, or leave an address of the host behind. Of this thread alone.
 
     Args:
-        device: type of the watched device.
+        device: the watched one.
 
     Raises: CaptureError from within the network.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: torch.device):
         super().__init__()
-        self.device = device
+        self.device, self.type = device, device.type
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -75,14 +77,24 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             raise CaptureError(f"the network draws random numbers (aten.{name})")
-        # Attention has the tag without dropout too: what counts is whether a generator moved.
-        before = self.generators()
-        result = func(*args, **kwargs)
-        if self.generators() != before:
+        # Attention has the tag without dropout too: what counts is whether the generator moved.
+        result, drawn = self.draws(lambda: func(*args, **kwargs))
+        if drawn:
             raise CaptureError(
                 f"the network draws random numbers (aten.{name}); model.eval() ends dropout"
             )
         return result
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Any, bool]:
+        """What a call returns, and whether it draws from the device's generator."""
+        before = self._generator()
+        result = call()
+        if self._generator() == before:
+            return result, False
+        # It may have been another thread's draw: once is no proof.
+        before = self._generator()
+        result = call()
+        return result, self._generator() != before
 
     def _waits(self, name: str, args: tuple, kwargs: dict) -> str | None:
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -90,22 +102,24 @@ class Watch(TorchDispatchMode):
         if name in ("_to_copy", "copy_", "copy"):
             target = kwargs.get("device")
             devices |= set() if target is None else {torch.device(target).type}
-            return _HINTS["copy"] if self.device in devices and len(devices) > 1 else None
-        if self.device not in devices:
+            return _HINTS["copy"] if self.type in devices and len(devices) > 1 else None
+        if self.type not in devices:
             return None
         if name in _WAITING:
             return _HINTS.get(name, "the host waits for a value or a size")
         if name == "lift_fresh":
             return _HINTS["lift_fresh"]
-        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
-        if any(m is not None and m.dtype in (torch.bool, torch.uint8) for m in masks):
-            return "a tensor is indexed with a mask, whose size the host waits for"
+        if name in ("index", "index_put", "index_put_"):
+            masked = any(m is not None and m.dtype in (torch.bool, torch.uint8) for m in args[1])
+            # One value written through a mask is a fill, which waits for nothing.
+            fill = len(args) > 2 and args[2].numel() == 1 and not (len(args) > 3 and args[3])
+            if masked and not fill:
+                return "a tensor is indexed with a mask, whose size the host waits for"
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
             return "the host waits for the size; output_size= tells it"
         return None
 
-    def generators(self) -> list:
-        host = torch.random.get_rng_state().numpy().tobytes()
-        if self.device != "cuda" or not torch.cuda.is_available():
-            return [host]
-        return [host, *(generator.get_offset() for generator in torch.cuda.default_generators)]
+    def _generator(self) -> Any:
+        if self.type != "cuda":
+            return torch.random.get_rng_state().numpy().tobytes()
+        return torch.cuda.default_generators[self.device.index].get_offset()

@@ -33,7 +33,8 @@ class WhileGraph {
   WhileGraph(const WhileGraph&) = delete;
   ~WhileGraph() { close(); }
 
-  uint64_t condition() const { return handle_; }
+  // As a schema's int is: signed.
+  int64_t condition() const { return static_cast<int64_t>(handle_); }
 
   // A copy of a captured graph, kernel arguments included; returns its place in the body.
   size_t add_child(uint64_t graph, const std::vector<size_t>& after) {

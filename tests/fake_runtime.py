@@ -17,13 +17,17 @@ from adaptive_kernels.capability import Facts
 
 
 class Done:
-    """A mark on a device that does everything at once."""
+    """A mark on a device that does everything at once; `log` keeps the order of what was asked."""
+
+    def __init__(self, log):
+        self.log = log
+        log.append(("mark", self))
 
     def done(self):
         return True
 
     def wait(self):
-        return None
+        self.log.append(("wait", self))
 
     def until(self, later):
         return 1.0
@@ -64,6 +68,7 @@ class Recorder(threading.local):
     """Stands for `ops` inside state.py: while its thread captures, a launch is kept, not done."""
 
     kept = None
+    done = ()
 
     def __getattr__(self, name):
         return getattr(ops, name)
@@ -71,6 +76,7 @@ class Recorder(threading.local):
     def _do(self, op, arguments, condition):
         if self.kept is None:
             assert condition is None, "a condition outside of a graph"
+            self.done = [*self.done, op]
             op(*arguments)
         else:
             self.kept.append((op, arguments, condition))
@@ -93,6 +99,7 @@ class FakeRuntime:
         self.device, self.driver, self.recorder = device, driver, recorder
         self.beside, self.emulated = beside, emulated
         self.module = driver.module()
+        self.order = []
         self.alive, self.replays, self.launches, self.captures = [], 0, 0, 0
 
     @contextlib.contextmanager
@@ -104,6 +111,8 @@ class FakeRuntime:
 
     def capture(self, function):
         assert self.recorder.kept is None
+        # Whatever is captured has run before: its kernels are loaded, its handles made.
+        assert self.captures == 0 or ops.advance in self.recorder.done
         self.captures += 1
         self.recorder.kept = []
         try:
@@ -115,6 +124,9 @@ class FakeRuntime:
             for _, arguments, _ in launches:
                 self.driver.device(arguments[4])
             return Kept(self, [self._again(*launch) for launch in launches], None)
+        # A device writes where it was told, whatever mode torch was in.
+        with torch.inference_mode(False), torch.no_grad():
+            result = result.clone()
         kept = Kept(self, [lambda: result.copy_(function())], result)
         if self.beside is not None:
             self.driver.node(kept.raw, self.beside)
@@ -150,6 +162,12 @@ class FakeRuntime:
 
         return again
 
+    takes_cooperative = True
+
+    def release(self):
+        assert self.alive == []
+        self.released = True
+
     def pinned(self, shape):
         return self.driver.pin(torch.zeros(shape, dtype=torch.int32))
 
@@ -157,10 +175,10 @@ class FakeRuntime:
         into.copy_(value)
 
     def mark(self):
-        return Done()
+        return Done(self.order)
 
     def follow(self, mark):
-        pass
+        self.order.append(("follow", mark))
 
     def nodes(self, raw):
         return self.module.nodes(raw)
@@ -173,9 +191,11 @@ class FakeRuntime:
 
     def upload(self, loop):
         loop.upload(0)
+        self.order.append(("upload", loop))
 
     def launch(self, loop):
         self.launches += 1
+        self.order.append(("launch", loop))
         try:
             loop.launch(0)
         except RuntimeError as error:

@@ -129,6 +129,104 @@ def test_one_capture_serves_other_values(runtimes):
     assert by.report()["captures"] == 1 and len(runtimes) == 1
 
 
+def test_what_the_user_gave_is_not_written_to(runtimes):
+    by, model = sampler(), denoisers.made(denoisers.UNet)
+    given = [(noise(seed=k), labels(k, k + 2)) for k in range(2)]
+    before = copy.deepcopy(given)
+    for x, label in given:
+        run(by, model, x, conditioning=label)
+    for (x, label), (x_before, label_before) in zip(given, before, strict=True):
+        assert torch.equal(x, x_before) and torch.equal(label["label"], label_before["label"])
+
+
+def test_a_launch_comes_after_what_was_read_of_the_last(runtimes):
+    by, model = sampler(), denoisers.made(denoisers.UNet)
+    run(by, model, noise())
+    run(by, model, noise())
+    by.close()
+    order = runtimes[-1].order
+    words = [word for word, _ in order]
+    # Marks: before the launch, at its end, and when its results were taken.
+    launch = ["mark", "launch", "mark", "mark"]
+    assert words == ["upload", *launch, "follow", *launch, "wait"]
+    marks = [mark for word, mark in order if word == "mark"]
+    assert order[5] == ("follow", marks[2]) and order[-1] == ("wait", marks[5])
+
+
+def test_autocast_and_other_numerics_belong_to_the_capture(runtimes):
+    by, model = sampler(), denoisers.made(denoisers.UNet)
+    expected = run(by, model, noise())
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run(by, model, noise())
+        assert_same(run(sampler("eager"), model, noise()), cast)
+    assert not torch.equal(expected.latents, cast.latents) and torch.is_autocast_cache_enabled()
+    assert_same(expected, run(by, model, noise()))
+    torch.backends.cudnn.deterministic ^= True
+    try:
+        assert_same(expected, run(by, model, noise()))
+    finally:
+        torch.backends.cudnn.deterministic ^= True
+    assert by.report()["captures"] == 4
+
+
+def test_labels_of_another_dtype_are_captured_again(runtimes):
+    by, model = sampler(), denoisers.made(denoisers.UNet)
+    for dtype in (torch.int64, torch.int32):
+        run(by, model, noise(), conditioning={"label": torch.tensor([1, 2], dtype=dtype)})
+    assert by.report()["captures"] == 2
+
+
+def test_out_of_memory_is_not_remembered(runtimes, monkeypatch):
+    by, model = sampler("auto"), denoisers.made(denoisers.UNet)
+    full = [True]
+    clone = fake_runtime.state.State.clone
+
+    def cloned(self):
+        if full.pop() if full else False:
+            raise torch.OutOfMemoryError("tried to allocate 7 GiB")
+        return clone(self)
+
+    monkeypatch.setattr(fake_runtime.state.State, "clone", cloned)
+    result = run(by, model, noise())
+    assert result.executor == "eager" and "out of memory: tried" in result.executor_why
+    assert run(by, model, noise()).executor == "graph"
+    full.append(True)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(sampler("graph"), model, noise())
+
+
+def test_an_old_driver_is_not_asked_for_cooperative_kernels(runtimes, monkeypatch):
+    monkeypatch.setattr(fake_runtime.FakeRuntime, "takes_cooperative", False)
+    runtimes.driver = fake_runtime.FakeDriver()
+    config = ak.AdaptiveConfig(0.05, max_skip=2)
+    model = denoisers.made(denoisers.UNet)
+    by = sampler(config=config)
+    assert_same(run(sampler("eager", config), model, noise()), run(by, model, noise()))
+    assert runtimes.driver.plan().count("kernel") == 3
+
+
+def test_the_error_of_the_network_is_the_cause(runtimes):
+    with pytest.raises(ak.CaptureError) as caught:
+        run(sampler(), moody(bad_mood), noise())
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_nothing_is_left_after_a_fallback(runtimes):
+    """No cycle keeps the buffers: a close frees them without the garbage collector."""
+    by, model = sampler(), denoisers.made(denoisers.UNet)
+    runtimes.driver = fake_runtime.FakeDriver()
+    runtimes.driver.fail("cuGraphInstantiateWithParams", 1)
+    gc.collect()
+    gc.disable()
+    try:
+        run(by, model, noise())
+        held = weakref.ref(by._executors._held.built["graph"])
+        by.close()
+        assert held() is None and runtimes[-1].released
+    finally:
+        gc.enable()
+
+
 def test_thresholds_zero_and_infinity(runtimes):
     for name in ("eager", "groups", "graph"):
         by, model = sampler(name, ak.AdaptiveConfig(0.3, max_skip=4)), denoisers.made(denoisers.DiT)

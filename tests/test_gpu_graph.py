@@ -92,6 +92,7 @@ def test_one_launch_and_no_synchronisation():
     run(by, model, x)
     built = by._executors._held.built["graph"]
     quiet = type("Bar", (), {"disable": True})()
+    built.network.state.load(by.begin(model, x))
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
