@@ -109,7 +109,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from . import capability, ops
 
-    info = {**ops.info(), "executors": capability.info()}
+    info = ops.info()
+    info["libraries"]["_graph"] = capability.loop_module()
+    info["executors"] = capability.info()
     if arguments.json:
         print(json.dumps(info, indent=2))
         return

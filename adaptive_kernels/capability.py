@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,5 +90,14 @@ def info() -> dict[str, dict[str, dict]]:
             name: {"works": works, "why": why}
             for name, (works, why) in executors(facts(device)).items()
         }
-        for device in ("cpu", "cuda")
+        for device in ("cpu", "cuda", "xpu")
     }
+
+
+def loop_module() -> dict[str, bool | str]:
+    """Whether the module that builds loops inside graphs was built here, as `ops.info` has it."""
+    try:
+        from . import _graph
+    except ImportError as error:
+        return {"loaded": False, "why": f"not built, or not for this Python: {error}"}
+    return {"loaded": True, "why": f"loaded {Path(_graph.__file__).name}"}

@@ -157,11 +157,12 @@ class Executors:
 
     def _works(self, name: str, job: Job) -> tuple[bool, str]:
         latents = job.state.latents
-        if name != "eager" and job.callback is not None:
+        works, why = capability.executors(capability.facts(latents.device.type))[name]
+        if works and name != "eager" and job.callback is not None:
             return False, "a callback runs between network calls"
-        if name != "eager" and latents.numel() == 0:
+        if works and name != "eager" and latents.numel() == 0:
             return False, "there is nothing to sample"
-        return capability.executors(capability.facts(latents.device.type))[name]
+        return works, why
 
     def _why(self, why: str, why_not: dict[str, str]) -> str:
         if self.name != "auto":

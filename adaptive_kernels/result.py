@@ -15,7 +15,8 @@ class SamplingResult:
     """The latents of B samples, and who decided what on the way.
 
     T solver steps, B samples; ``score[i]`` decided step i: left over right side of the criterion,
-    NaN where the step was forced without one.
+    NaN where the step was forced without one. ``nonfinite``: whether a sample's latents hold NaN or
+    Inf. ``executor``, ``executor_why``: which one ran, and why that one and not those before it.
     """
 
     latents: Tensor  # [B, ...] float32

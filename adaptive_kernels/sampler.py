@@ -40,8 +40,9 @@ class AdaptiveSampler:
     Graphs are captured at the first call and kept for calls of the same shapes, whatever their
     noise, conditioning, thresholds, guidance scales and seeds; `close` (or ``with``) frees them. A
     captured network is called on all rows, and must not draw random numbers nor read a value on the
-    host. A change of the model is looked for at every call (`identity`): tensors that moved, plain
-    attributes, what a function closes over; not what lies deeper than a few steps.
+    host. A change of the model is looked for at every call: tensors that moved, plain
+    attributes, what a function closes over. What lies more than four steps from it is not seen:
+    `close` makes the next call capture again.
 
     Args:
         scheduler: a diffusers scheduler (left untouched) or a `SolverTable`.
@@ -128,15 +129,16 @@ class AdaptiveSampler:
             seed: noise streams of stochastic solvers: an int s gives sample b the stream s + b; a
                 sequence or tensor [B] names each. A stream is the same whatever the batch.
             step_noise: [T, B, ...] float32, the solver's noise itself, in place of `seed`.
-            guidance_scale, threshold: a number or a tensor [B], in place of the sampler's.
+            guidance_scale, threshold: a number or a tensor [B], in place of the sampler's; a scale
+                of 1.0 is no guidance, and criteria without a threshold ignore one.
             gather: call the model on unfinished samples only; False always sends all rows, for a
                 model that closes over per-row data. Graphs always send all rows.
             callback: called with a `StepInfo` after every tick; needs the plain loop.
             progress: whether to show a tqdm bar.
 
-        Raises: ValueError, TypeError at the border; what the model raises passes through;
-            RuntimeError where the executor asked for does not work, and its kind `CaptureError`
-            where the network cannot be captured.
+        Raises: ValueError, TypeError at the border; what the model raises passes through, or is
+            the cause of a `CaptureError` where a graph was asked for; RuntimeError, of which that
+            is a kind, where the executor asked for does not work here.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
         is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
@@ -154,6 +156,8 @@ class AdaptiveSampler:
         )
         told = None
         if callback is not None:
+            if not callable(callback):
+                raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
             def told(tick, state):
                 callback(info_of(state, tick, noise.shape))
@@ -169,7 +173,11 @@ class AdaptiveSampler:
         return result
 
     def report(self) -> dict:
-        """What the sampler holds: captures so far, what is built, and its bytes on the device."""
+        """What the sampler holds, for a program.
+
+        ``{"captures": networks captured so far, "built": executors that stand ready, "memory":
+        {"activations": bytes of the captured network, "buffers": bytes around it}}``
+        """
         return self._executors.report()
 
     def close(self) -> None:
@@ -183,7 +191,7 @@ class AdaptiveSampler:
         self.close()
 
     def begin(self, model, noise, latents=None, seed=0, step_noise=None) -> State:
-        """The buffers before the first step; the arguments of a call, checked as there."""
+        """The buffers before the first step, as a call with the sampler's guidance makes them."""
         return self._begin(model, noise, latents, seed, step_noise, self.guidance_scale, None)
 
     def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold) -> State:

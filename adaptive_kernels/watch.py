@@ -26,7 +26,12 @@ _HINTS = {
 
 
 class CaptureError(RuntimeError):
-    """A network cannot be captured in a CUDA graph; says where and why."""
+    """A network cannot be captured in a CUDA graph; says where and why.
+
+    Raised by the executors "graph" and "groups"; under "auto" the plain loop goes on instead, and
+    the text is in `SamplingResult.executor_why`. A kind of RuntimeError, which says that an
+    executor does not work here at all.
+    """
 
 
 def where(error: BaseException) -> str:

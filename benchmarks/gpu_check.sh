@@ -8,10 +8,16 @@
 # is) and the benchmarks of the kernels. A part that fails or runs out of time does not end it. DIR
 # (default: $OUT, else bench/gpu) gets a log of every part and gpu_check.json, rewritten after every
 # part: device, versions, tests, sanitizers, every time with its bytes and ratios, whether each aim
-# is met, and what failed. Exit code 1 if anything did.
+# is met, and what failed. Exit code 1 if anything did, 2 for bad options.
+#
+#   --python    else $PYTHON, else .venv/bin/python where it is, else python3
+#   --commit    what the report names as the commit; else git is asked
+#   --seconds   of the whole check, 570 unless told
+#   --skip-build    the libraries as they are
 set -u
+caller=$PWD
 cd "$(dirname "$0")/.."
-out=${OUT:-bench/gpu} python=${PYTHON:-python3} seconds=570 build=yes commit=()
+out=${OUT:-$PWD/bench/gpu} python=${PYTHON:-python3} seconds=570 build=yes commit=()
 # What `make` installed, where it did.
 [ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
 
@@ -29,9 +35,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+case $seconds in
+  '' | *[!0-9]*) echo "gpu_check.sh: --seconds needs a whole number, got $seconds" >&2 && exit 2 ;;
+esac
+[[ $out = /* ]] || out=$caller/$out
+command -v "$python" > /dev/null || { echo "gpu_check.sh: there is no $python" >&2 && exit 2; }
 mkdir -p "$out" || exit 1
-rm -f "$out"/{gpu_check,bench,loop}.json "$out"/{build,tests,sanitize,bench,loop}.log \
-  "$out/tests.xml"
 device=$(mktemp) || exit 1
 export PYTHONPATH=. PYTHONUNBUFFERED=1
 parts=() running=
@@ -82,10 +91,16 @@ here > "$device"
 status=$?
 parts+=("device:$status:$SECONDS")
 if [ $status -ne 0 ]; then
-  # Nothing else can be proven without a GPU.
+  # Nothing else can be proven without a GPU; what was proven before stays.
+  if [ -e "$out/gpu_check.json" ]; then
+    echo "gpu_check.sh: $python finds no GPU here; $out keeps its earlier results" >&2
+    exit 1
+  fi
   report || [ -e "$out/gpu_check.json" ] || echo "gpu_check.sh: $python does not run" >&2
   exit 1
 fi
+rm -f "$out"/{gpu_check,bench,loop}.json "$out"/{build,tests,sanitize,bench,loop}.log \
+  "$out/tests.xml"
 
 if [ $build = yes ]; then
   # For this GPU alone, where setup.py lets it: a fraction of the time.

@@ -197,7 +197,7 @@ PYBIND11_MODULE(_graph, m) {
           py::arg("graph"));
   m.attr("LEAST_VERSION") = Driver::kLeastVersion;
   py::class_<WhileGraph>(m, "WhileGraph")
-      .def(py::init<std::shared_ptr<Driver>>(), py::arg("driver"))
+      .def(py::init<std::shared_ptr<Driver>>(), py::arg("driver").none(false))
       .def_property_readonly("condition", &WhileGraph::condition)
       .def("add_child", &WhileGraph::add_child, py::arg("graph"), py::arg("after"))
       .def("add_kernel", &WhileGraph::add_kernel, py::arg("captured"), py::arg("after"))

@@ -519,6 +519,37 @@ echo "========= ERROR SUMMARY: 0 errors"
 """
 
 
+def test_without_a_gpu_earlier_results_stay(tmp_path):
+    (tmp_path / "gpu_check.json").write_text('{"good": 1}')
+    (tmp_path / "tests.log").write_text("seen")
+    code, _, report = check(tmp_path, "--python", sys.executable)
+    assert code == 1 and report == {"good": 1} and (tmp_path / "tests.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seconds", "abc", "needs a whole number, got abc"),
+        ("--python", "nopython", "no nopython"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, option, value, said):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_check.sh"
+    done = subprocess.run(
+        [script, option, value, "--out", "results"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_the_callers(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_check.sh"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [script, "--python", sys.executable, "--out", "results"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert (tmp_path / "results" / "gpu_check.json").exists()
+
+
 def test_the_check_goes_on_after_every_failure(tmp_path):
     """A build that fails, tests that hang, a race found: the rest runs, and the end names them."""
     for name, text in (("python", STUB), ("compute-sanitizer", SANITIZER)):

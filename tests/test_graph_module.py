@@ -224,6 +224,11 @@ def test_calls_out_of_order_are_refused(fake):
             use()
 
 
+def test_no_driver_is_no_driver():
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        _graph.WhileGraph(None)
+
+
 def test_a_node_follows_only_what_is_there(fake):
     loop = fake.loop()
     for add in adders(fake, loop):
