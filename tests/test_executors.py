@@ -169,6 +169,47 @@ def test_autocast_and_other_numerics_belong_to_the_capture(runtimes):
     assert by.report()["captures"] == 4
 
 
+def test_casts_are_not_cached_outside_of_a_graph(runtimes):
+    seen, model = [], denoisers.made(denoisers.UNet)
+
+    def watched(x, timestep):
+        seen.append(torch.is_autocast_cache_enabled())
+        return model(x, timestep)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        by = sampler()
+        run(by, watched, noise())
+        # Three calls to warm up and one that is captured; a launch is none of Python's.
+        assert seen[:4] == [False] * 4 and torch.is_autocast_cache_enabled()
+    seen.clear()
+    run(sampler(), watched, noise())
+    assert seen[:4] == [True] * 4
+
+
+def test_what_a_model_makes_in_its_first_call_is_no_change(runtimes):
+    class Caching(denoisers.UNet):
+        made = None
+
+        def forward(self, x, timestep, label=None):
+            if self.made is None:
+                self.made = 1.0
+            return super().forward(x, timestep) * self.made
+
+    by, model = sampler(), denoisers.made(Caching)
+    for _ in range(3):
+        run(by, model, noise())
+    assert by.report()["captures"] == 1
+
+
+def test_compiled_networks_that_draw_random_numbers_are_refused_too(runtimes):
+    def compiled(x, timestep):
+        return -x + 0 * torch.randn_like(x)
+
+    compiled._torchdynamo_orig_callable = compiled
+    with pytest.raises(ak.CaptureError, match="the network draws random numbers, at"):
+        run(sampler(), compiled, noise())
+
+
 def test_labels_of_another_dtype_are_captured_again(runtimes):
     by, model = sampler(), denoisers.made(denoisers.UNet)
     for dtype in (torch.int64, torch.int32):
