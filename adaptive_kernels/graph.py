@@ -116,15 +116,13 @@ class Loop:
             raise CaptureError(f"of the captured network, {reason}")
         # Before driver 12.6, and under MPS, a body takes no cooperative launch: `step` needs none.
         attempts = [self._advance, self._steps] if runtime.takes_cooperative else [self._steps]
-        first = None
+        reasons = []
         for launch in attempts:
             try:
                 return self._build(launch)
             except RuntimeError as error:
-                first = first or str(error)
-                if launch is attempts[-1]:
-                    raise CaptureError(f"the loop could not be built: {first}") from error
-        return None
+                reasons.append(str(error))
+        raise CaptureError(f"the loop could not be built: {reasons[0]}")
 
     def _build(self, launch: Callable[[int], None]) -> Any:
         runtime, index = self.network.runtime, self.network.state.index

@@ -173,7 +173,7 @@ class State:
 
     def clone(self) -> "State":
         """A copy in buffers of its own."""
-        return State(
+        return type(self)(
             **{
                 name: value.clone() if isinstance(value, Tensor) else value
                 for name, value in vars(self).items()

@@ -1,5 +1,7 @@
 """Problems for the ops: random tables and states, and the bound their results must meet."""
 
+import threading
+
 import torch
 
 from adaptive_kernels.config import AdaptiveConfig
@@ -134,11 +136,26 @@ def midway(of, seed=0):
 
 
 def clone(original):
-    values = {
-        name: value.clone() if isinstance(value, torch.Tensor) else value
-        for name, value in vars(original).items()
-    }
-    return type(original)(**values)
+    return original.clone()
+
+
+def together(*works):
+    """Does every work in a thread of its own; raises the first failure."""
+    failures = []
+
+    def run(work):
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def outputs(of, tick, seed=0):

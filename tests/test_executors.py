@@ -7,7 +7,6 @@ loop is built by the real module. test_gpu_graph.py makes the same claims of the
 import copy
 import gc
 import pickle
-import threading
 import weakref
 
 import denoisers
@@ -369,21 +368,12 @@ def test_two_threads(runtimes, executor, shared):
     expected = [run(sampler("eager"), models[k], noise(seed=k)) for k in range(2)]
     one = sampler(executor)
     by = [one, one if shared else sampler(executor)]
-    failures = []
 
     def work(k):
-        try:
-            for _ in range(3):
-                assert_same(expected[k], run(by[k], models[k], noise(seed=k)))
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(3):
+            assert_same(expected[k], run(by[k], models[k], noise(seed=k)))
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
+    problems.together(lambda: work(0), lambda: work(1))
 
 
 class Moody(denoisers.UNet):

@@ -4,7 +4,7 @@ The same claims are made of the kernels' sources without a GPU in test_kernels.p
 test_triton.py; this is the device itself.
 """
 
-import threading
+import functools
 
 import problems
 import pytest
@@ -225,27 +225,17 @@ def test_two_streams_and_two_threads(cls, rule):
         for one, right in zip(both, expected, strict=True):
             assert_same(one, right)
 
-    def run(one, stream, failures):
-        try:
-            with torch.cuda.stream(stream):
-                for _ in range(20):
-                    fresh = problems.clone(one)
-                    three(fresh)
-                    stream.synchronize()
-                    assert_same(fresh, expected[of.index(one)])
-        except BaseException as error:
-            failures.append(error)
+    def run(one, stream, right):
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                fresh = problems.clone(one)
+                three(fresh)
+                stream.synchronize()
+                assert_same(fresh, right)
 
-    failures = []
-    threads = [
-        threading.Thread(target=run, args=(*pair, failures))
-        for pair in zip(of, streams, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
+    problems.together(
+        *(functools.partial(run, *each) for each in zip(of, streams, expected, strict=True))
+    )
 
 
 @pytest.mark.parametrize("rule", ["third_order", "defect", "plan"])

@@ -1,7 +1,6 @@
 """On an NVIDIA GPU: the three executors have the same bits, and the loop is one launch."""
 
 import gc
-import threading
 
 import denoisers
 import problems
@@ -183,22 +182,13 @@ def test_two_threads(executor, shared):
     expected = [run(sampler("eager"), model, noise(seed=k)) for k, model in enumerate(models)]
     one = sampler(executor)
     by = [one, one if shared else sampler(executor)]
-    failures = []
 
     def work(k):
-        try:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(5):
-                    assert_same(expected[k], run(by[k], models[k], noise(seed=k)))
-        except BaseException as error:
-            failures.append(error)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(5):
+                assert_same(expected[k], run(by[k], models[k], noise(seed=k)))
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
+    problems.together(lambda: work(0), lambda: work(1))
 
 
 class Moody(denoisers.UNet):
