@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The oldest torch that the compiled library must run on, in an environment of its own.
 OLD_TORCH := 2.11.0
 OLD_VENV := .venv-torch-$(OLD_TORCH)
-CSRC := $(wildcard csrc/*)
+CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 
 # Spinning OpenMP threads make a shared machine up to eight times slower (measured on the demo); a
 # benchmark keeps the default.
@@ -31,15 +31,16 @@ lint: $(VENV)/installed
 # executors, which see much of torch.
 old-torch: $(VENV)/installed $(OLD_VENV)/installed
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest \
-		tests/test_step.py tests/test_noise.py tests/test_convert.py tests/test_old_torch.py
-	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/test_kernels.py tests/test_triton.py \
-		tests/test_triton_compiled.py \
+		tests/ops/test_step.py tests/ops/test_noise.py tests/ops/test_convert.py \
+		tests/ops/test_old_torch.py
+	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/ops/cuda/test_kernels.py \
+		tests/ops/triton \
 		-k "condition or one_launch or batch or elements or compiles"
-	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/test_executors.py tests/test_watch.py
+	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/executors/test_executors.py tests/executors/test_watch.py
 
 bench: $(VENV)/installed
 	@mkdir -p bench
-	$(BIN)/python -m pytest benchmarks/bench_step.py --benchmark-only \
+	$(BIN)/python -m pytest benchmarks/ops/cpu/bench_step.py --benchmark-only \
 		--benchmark-json=bench/step.json
 	$(BIN)/python benchmarks/compare.py bench/step.json benchmarks/results/step-cpu.json
 
@@ -74,4 +75,4 @@ endef
 
 clean:
 	rm -rf $(VENV) $(OLD_VENV) $(VENV)-bootstrap $(OLD_VENV)-bootstrap build demo bench \
-		adaptive_kernels/*.so *.egg-info
+		adaptive_kernels/*/*.so *.egg-info

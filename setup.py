@@ -14,22 +14,27 @@ from setuptools import Extension, setup
 from torch.utils import cpp_extension
 
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-HEADERS = [str(path) for path in Path("csrc").glob("*.h")]
-# No contraction: an element has one value whatever the vector width (csrc/step.h).
+HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
+INCLUDE = str(Path("csrc").resolve())
+# No contraction: an element has one value whatever the vector width (csrc/core/step.h).
 CXX = [
     *[TORCH_TARGET, "-O3", "-std=c++17", "-Wall", "-fvisibility=hidden"],
     # No debug sections and no folder of the building machine in the library.
     *["-g0", f"-ffile-prefix-map={Path.cwd()}=."],
     *["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
 ]
-NVCC = [TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "-fmad=false", "--threads=2"]
+NVCC = [
+    *[TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "-fmad=false", "--threads=2"],
+    f"-Xcompiler=-ffile-prefix-map={Path.cwd()}=.",
+]
 
 
 def cpu_library():
     return cpp_extension.CppExtension(
-        "adaptive_kernels._C",
-        ["csrc/step_cpu.cpp"],
+        "adaptive_kernels.ops._C",
+        ["csrc/cpu/step.cpp"],
         depends=HEADERS,
+        include_dirs=[INCLUDE],
         extra_compile_args={"cxx": CXX},
         py_limited_api=True,
     )
@@ -42,9 +47,10 @@ def cuda_library(toolkit, version):
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         codes = []  # torch reads the list itself
     return cpp_extension.CUDAExtension(
-        "adaptive_kernels._C_cuda",
-        ["csrc/step_cuda.cu"],
+        "adaptive_kernels.ops._C_cuda",
+        ["csrc/cuda/step.cu"],
         depends=HEADERS,
+        include_dirs=[INCLUDE],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": [*NVCC, *codes]},
         py_limited_api=True,
@@ -57,10 +63,10 @@ def graph_module(toolkit):
     import pybind11
 
     return Extension(
-        "adaptive_kernels._graph",
-        ["csrc/graph.cpp"],
+        "adaptive_kernels.executors._graph",
+        ["csrc/graph/module.cpp"],
         depends=HEADERS,
-        include_dirs=[pybind11.get_include(), str(toolkit / "include")],
+        include_dirs=[INCLUDE, pybind11.get_include(), str(toolkit / "include")],
         libraries=["dl"],
         extra_compile_args={"cxx": CXX},
         language="c++",

@@ -1,14 +1,14 @@
 """Adaptive diffusion sampling: the network is called only where the latents ask for it."""
 
+from . import moved
 from .calibration import calibrate
-from .config import AdaptiveConfig
-from .plan import Plan
-from .presets import load_config, presets, save_config
-from .result import SamplingResult, StepInfo
+from .executors import CaptureError
+from .rules import AdaptiveConfig, Plan
+from .rules.presets import load_config, presets, save_config
 from .sampler import AdaptiveSampler
-from .schedule import SolverTable, UnsupportedSchedulerError
+from .sampling import SamplingResult, State, StepInfo
+from .solvers import SolverTable, UnsupportedSchedulerError
 from .version import __version__
-from .watch import CaptureError
 
 __all__ = [
     "AdaptiveConfig",
@@ -17,6 +17,7 @@ __all__ = [
     "Plan",
     "SamplingResult",
     "SolverTable",
+    "State",
     "StepInfo",
     "UnsupportedSchedulerError",
     "__version__",
@@ -25,3 +26,5 @@ __all__ = [
     "presets",
     "save_config",
 ]
+
+moved.install()

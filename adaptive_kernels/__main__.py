@@ -76,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from .demo import FILES, run_demo
-    from .metrics import verdict
-    from .report import table
+    from .demo.report import table, verdict
+    from .demo.run import FILES, run_demo
 
     report = run_demo(
         arguments.out,
@@ -107,7 +106,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from . import capability, ops
+    from . import ops
+    from .executors import capability
 
     info = ops.info()
     info["libraries"]["_graph"] = capability.loop_module()

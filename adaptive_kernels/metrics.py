@@ -1,10 +1,8 @@
-"""How close two batches of images are, per sample and in float64, and who is closest."""
+"""How close two batches of images are, per sample and in float64."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -86,46 +84,6 @@ def ssim(
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     structure = (2 * cov + c2) / (var_a + var_b + c2)
     return (luminance * structure).flatten(1).mean(1)
-
-
-def verdict(report: Mapping, method: str = "defect") -> str:
-    """One sentence, computed from a report, on who is closest to the full run at equal NFE.
-
-    Whoever's mean NFE is within 5 % or half a call of the method's takes part; two fixed patterns
-    on either side of it do as one, PSNR interpolated linearly in log NFE. Less than 0.1 dB of mean
-    PSNR apart is a draw.
-
-    Args:
-        report: `{"methods": {name: {"nfe_mean", "psnr_db", ...}}}` with "full" and `method`; a
-            "psnr_db" of None is infinite.
-        method: the method whose NFE is the measure.
-
-    Raises:
-        KeyError: the report lacks "full", `method` or one of the numbers.
-    """
-    found = {
-        name: (m["nfe_mean"], math.inf if m["psnr_db"] is None else m["psnr_db"])
-        for name, m in report["methods"].items()
-    }
-    nfe = found[method][0]
-    if nfe >= found.pop("full")[0]:
-        return f"{method} skipped nothing, so there is nothing to compare at equal NFE."
-    patterns = sorted((name for name in found if name.startswith("every(")), key=found.get)
-    for few, many in itertools.pairwise(patterns):
-        if found[few][0] < nfe < found[many][0]:
-            (nfe0, db0), (nfe1, db1) = found.pop(few), found.pop(many)
-            share = math.log(nfe / nfe0) / math.log(nfe1 / nfe0)
-            found[f"{few}-{many} interpolated"] = (nfe, db0 + share * (db1 - db0))
-            break
-    near = [name for name in found if abs(found[name][0] - nfe) <= max(0.05 * nfe, 0.5)]
-    near.sort(key=lambda name: -found[name][1])
-    figures = ", ".join(f"{n} {found[n][1]:.2f} dB (NFE {found[n][0]:.1f})" for n in near)
-    if len(near) == 1:
-        return f"Nothing else ran at the NFE of {figures}."
-    lead = found[near[0]][1] - found[near[1]][1]
-    # Two infinite PSNRs differ by NaN, which is a draw too.
-    result = f"{near[0]} is best by {lead:.1f} dB" if lead >= 0.1 else "the first two draw"
-    return f"At an NFE of about {nfe:.1f}, {result}: {figures}."
 
 
 def _blur(x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H - 10, W - 10]

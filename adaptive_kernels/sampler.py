@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .arguments import expect, guidance_of, seeds_of, threshold_of
-from .config import AdaptiveConfig
 from .executors import Executors, Job
-from .fills import fill_tables
-from .network import DTYPES, NetworkCall, network_dtype
-from .result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
-from .schedule import SolverTable
-from .state import MAX_HISTORY, State
+from .rules.config import AdaptiveConfig
+from .rules.fills import fill_tables
+from .sampling.inputs import begin, guidance_of
+from .sampling.network import DTYPES, NetworkCall
+from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
+from .sampling.state import MAX_HISTORY, State
+from .solvers.table import SolverTable
 
 __all__ = ["AdaptiveSampler"]
 
@@ -192,49 +192,16 @@ class AdaptiveSampler:
 
     def begin(self, model, noise, latents=None, seed=0, step_noise=None) -> State:
         """The buffers before the first step, as a call with the sampler's guidance makes them."""
-        return self._begin(model, noise, latents, seed, step_noise, self.guidance_scale, None)
+        return self._begin(model, noise, latents, seed, step_noise, self.guidance_scale)
 
-    def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold) -> State:
-        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.dim() < 2:
-            raise TypeError(
-                "noise must be a floating-point tensor [B, ...] of at least 2 dimensions, got "
-                + (
-                    f"{noise.dtype} {tuple(noise.shape)}"
-                    if isinstance(noise, Tensor)
-                    else type(noise).__name__
-                )
-            )
-        batch, table = noise.shape[0], self.table
-        x = noise.float() * table.init_noise_sigma
-        if latents is None and table.begin:
-            raise ValueError(
-                "latents must be given, the clean ones to start from, as this table leaves out "
-                f"the first {table.begin} rows of its schedule; got None"
-            )
-        if latents is not None:
-            expect("latents", latents, noise.shape, noise.device)
-            clean_scale, noise_scale = table.start
-            x = clean_scale * latents.float() + noise_scale * noise.float()
-        if step_noise is not None:
-            expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
-            step_noise = step_noise.float()
-        if guidance is not None:
-            if guidance.dim() == 1 and guidance.shape[0] != batch:
-                raise ValueError(
-                    f"guidance_scale must have one value per sample ({batch}), "
-                    f"got {guidance.shape[0]}"
-                )
-            guidance = guidance.to(noise.device).expand(batch).contiguous()
-        state = State.begin(
-            table,
-            x,
-            self.config,
+    def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold=None) -> State:
+        return begin(
+            *(self.table, self.config, model, noise),
+            latents=latents,
+            seed=seed,
+            step_noise=step_noise,
             guidance_scale=guidance,
-            seed=seeds_of(seed, batch).to(noise.device),
-            noise=step_noise,
-            dtype=self.dtype or network_dtype(model),
+            threshold=threshold,
+            dtype=self.dtype,
             tables=self._tables,
         )
-        if threshold is not None:
-            state.threshold.copy_(threshold_of(threshold, batch))
-        return state

@@ -51,7 +51,7 @@ trap '[ -z "$running" ] || kill "$running"; parts+=("interrupted:130:$SECONDS");
   INT TERM
 
 # Writes gpu_check.json from what is there.
-report() { "$python" benchmarks/gpu_report.py --out "$out" --device "$device" "$@" "${parts[@]}"; }
+report() { "$python" -m benchmarks.check.report --out "$out" --device "$device" "$@" "${parts[@]}"; }
 
 # seconds_for MOST KEPT: what a part gets: MOST, or what is left but for the KEPT of later parts.
 seconds_for() {
@@ -85,7 +85,7 @@ skip() {
   echo "$1 skipped: $2"
 }
 
-here() { timeout 120 "$python" benchmarks/gpu_device.py "${commit[@]}" "$@"; }
+here() { timeout 120 "$python" -m benchmarks.check.device "${commit[@]}" "$@"; }
 
 here > "$device"
 status=$?
@@ -114,12 +114,12 @@ parts+=("library:$?:0")
 
 # The files that hold tests for a GPU; others need packages that may be missing. conftest.py needs
 # hypothesis, and only skips what cannot run here.
-files=$(grep -l 'pytest\.mark\.gpu' tests/test_*.py)
+files=$(grep -rl --include='test_*.py' 'pytest\.mark\.gpu' tests)
 alone=$("$python" -c 'import hypothesis' 2> /dev/null || echo --noconftest)
 # shellcheck disable=SC2086  # several files, and no option at all
 part tests "$(seconds_for 220 270)" "$out/tests.log" "$python" -m pytest -m gpu -vv --durations=10 \
   -o faulthandler_timeout=100 --continue-on-collection-errors -p no:cacheprovider $alone \
-  --junitxml="$out/tests.xml" ${files:-tests/test_gpu.py}
+  --junitxml="$out/tests.xml" ${files:-tests}
 
 sanitizer=$(command -v compute-sanitizer ||
   ls -d /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | tail -n 1)
@@ -133,20 +133,20 @@ for tool in memcheck racecheck initcheck; do
   # Without torch's allocator every tensor has bounds of its own.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     part $tool "$(seconds_for 60 $kept)" "$out/sanitize.log" "$sanitizer" --tool $tool \
-    --error-exitcode 9 "$python" benchmarks/gpu_sanitize.py
+    --error-exitcode 9 "$python" -m benchmarks.check.sanitize
 done
 
 # Before the kernels' benchmarks, which come by what is asked of them and end where time does.
 limit=$(seconds_for 160 100)
-part loop "$limit" "$out/loop.log" "$python" benchmarks/gpu_loop.py \
+part loop "$limit" "$out/loop.log" "$python" -m benchmarks.executors.loop \
   --out "$out/loop.json" --seconds $((limit - 15))
 
 limit=$(seconds_for 400 10)
-part benchmarks "$limit" "$out/bench.log" "$python" benchmarks/gpu_bench.py \
+part benchmarks "$limit" "$out/bench.log" "$python" -m benchmarks.ops.gpu.bench \
   --out "$out/bench.json" --seconds $((limit - 15))
 
 report
 status=$?
-# The log and gpu_check.json say what is in it, and a lent machine brings back eight files.
+# The log and gpu_check.json say what is in it.
 rm -f "$out/tests.xml"
 exit $status

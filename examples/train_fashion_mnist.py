@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from adaptive_kernels.demo_model import (
+from adaptive_kernels.demo.model import (
     BETA_END,
     BETA_START,
     NULL_LABEL,

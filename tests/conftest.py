@@ -1,6 +1,4 @@
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +6,6 @@ from hypothesis import settings
 
 from adaptive_kernels import ops
 
-sys.path.insert(0, str(Path(__file__).parent))
 # No model hub is asked for anything.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Examples are drawn from a fixed seed: a failure seen once is seen again.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adaptive_kernels.demo_model import EMBEDDING, NULL_LABEL, SAMPLE_SHAPE, FashionUNet
+from adaptive_kernels.demo.model import EMBEDDING, NULL_LABEL, SAMPLE_SHAPE, FashionUNet
 
 from . import loop
 from .method import Method, Outcome, Run

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_kernels.levels import NoiseLevels
-from adaptive_kernels.network import NetworkCall
-from adaptive_kernels.schedule import SolverTable
+from adaptive_kernels.sampling.network import NetworkCall
+from adaptive_kernels.solvers.levels import NoiseLevels
+from adaptive_kernels.solvers.table import SolverTable
 
 from .method import Outcome
 from .problem import Batch, Problem

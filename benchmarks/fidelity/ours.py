@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
-from adaptive_kernels.config import DEFAULT_THRESHOLDS
+from adaptive_kernels.rules.config import DEFAULT_THRESHOLDS
 
 from .method import Method, Outcome, Run
 from .problem import Batch, Problem

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adaptive_kernels.fills import coordinates, linear_weights
-from adaptive_kernels.schedule import SolverTable
+from adaptive_kernels.rules.fills import coordinates, linear_weights
+from adaptive_kernels.solvers.table import SolverTable
 
 from .loop import guided_network
 from .problem import Batch, Problem

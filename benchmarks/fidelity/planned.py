@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from adaptive_kernels import AdaptiveConfig, calibrate, load_config, save_config
-from adaptive_kernels.store import fingerprint
+from adaptive_kernels.calibration.store import fingerprint
 
 from .method import Method, Run
 from .ours import STREAMS, sampled

@@ -11,8 +11,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from adaptive_kernels import demo_model
-from adaptive_kernels.schedule import SolverTable
+from adaptive_kernels.demo import model as demo_model
+from adaptive_kernels.solvers.table import SolverTable
 
 _BETAS = {
     "num_train_timesteps": demo_model.TRAIN_TIMESTEPS,

@@ -1,0 +1,237 @@
+"""What a calibration tries: thresholds of a criterion, or plans by their number of calls."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..metrics import psnr
+from ..rules.config import AdaptiveConfig
+from ..rules.fills import coordinates
+from ..rules.presets import plan_from_json, plan_to_json
+from ..sampler import AdaptiveSampler
+from ..sampling.network import network_dtype
+from .fit import Fit, fit
+from .record import Recording, Samples, record, repeated
+from .search import Search, response
+from .store import Store, fingerprint
+
+# Where the threshold of each criterion is looked for.
+KNOBS = {"defect": (1e-6, 1.0), "third_order": (1e-4, 30.0), "released": (1e-5, 3.0)}
+STARTS = 8
+LEAST_DB, MOST_DB = (
+    -100.0,
+    100.0,
+)  # the most is that of a sample that equals its full run, so that means stay finite
+# How far, relative to its size, an output of the same model may be from the recorded one.
+SAME_MODEL = 1e-3
+
+
+class Bench:
+    """The samples, their full runs and what a config makes of them."""
+
+    def __init__(
+        self,
+        sampler: AdaptiveSampler,
+        tuned: Samples,
+        held: Samples,
+        decode: Callable[[Tensor], Tensor],
+        data_range: float,
+        store: Store,
+        bar: tqdm,
+    ) -> None:
+        self.sampler, self.tuned, self.held, self.store, self.bar = sampler, tuned, held, store, bar
+        self.decode, self.data_range = decode, data_range
+        self.table = sampler.table
+        self.full = {id(s): self._record(name, s) for name, s in (("tuned", tuned), ("held", held))}
+        self.shown = {id(s): self._show(self.full[id(s)].latents[-1], s) for s in (tuned, held)}
+        if not all(bool(x.isfinite().all()) for x in self.shown.values()):
+            raise ValueError("decode must return finite numbers, got NaN or Inf")
+        # Figures of another decode() or data range are none of this calibration's.
+        self.view = fingerprint(self.shown[id(tuned)], float(data_range))
+
+    def _record(self, name: str, samples: Samples) -> Recording:
+        stored = self.store.get_tensors(name, samples.noise.device)
+        if stored is not None:
+            made = Recording(stored["latents"], stored["outputs"])
+            self._check_model(made, samples)
+            return made
+        self.bar.set_description(f"full runs, {name} samples")
+        made = record(self.sampler, samples, self.tick)
+        if not bool(made.latents.isfinite().all()):
+            raise ValueError("model must return finite outputs; the full run gave NaN or Inf")
+        self.store.put_tensors(name, {"latents": made.latents, "outputs": made.outputs})
+        return made
+
+    def _check_model(self, made: Recording, samples: Samples) -> None:
+        """Raises unless the model answers one recorded step, in the middle, as it was written."""
+        i = self.table.num_steps // 2
+        again, before = repeated(self.sampler, samples, made, i).double(), made.outputs[i].double()
+        self.tick()
+        dtype = self.sampler.dtype or network_dtype(samples.model)
+        tolerance = max(SAME_MODEL, 2 * torch.finfo(dtype).eps)
+        off = ((again - before).norm() / before.norm().clamp(min=1e-30)).item()
+        if not off <= tolerance:
+            raise ValueError(
+                f"model must be the one whose calibration {self.store.folder} holds, got another "
+                f"output at step {i}, {100 * off:.2g} % off the recorded one"
+            )
+
+    def tick(self) -> None:
+        self.bar.update(1)
+
+    def _show(self, latents: Tensor, samples: Samples) -> Tensor:  # [B, N] -> [B, ...]
+        shown, batch = self.decode(latents.view(samples.noise.shape)), len(samples.noise)
+        if not isinstance(shown, Tensor) or shown.dim() < 2 or len(shown) != batch:
+            got = tuple(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
+            raise ValueError(f"decode must return a tensor [{batch}, ...], got {got}")
+        # A decode may return one buffer again and again.
+        return shown.clone()
+
+    def quality(self, latents: Tensor, samples: Samples) -> Tensor:  # [B, N] -> [B] dB
+        db = psnr(self._show(latents, samples), self.shown[id(samples)], self.data_range)
+        # A setting that makes the solver diverge is a bad one, not an error.
+        return db.nan_to_num(LEAST_DB, MOST_DB, LEAST_DB).clamp(LEAST_DB, MOST_DB)
+
+    def figures(self, latents: Tensor, nfe: float, samples: Samples) -> dict:
+        db = self.quality(latents, samples).sort().values
+        return {
+            "nfe": float(nfe),
+            "psnr_db": db.mean().item(),
+            "psnr_db_worst_tenth": db[: math.ceil(len(db) / 10)].mean().item(),
+        }
+
+    def measure(self, config: AdaptiveConfig, samples: Samples) -> dict:
+        own = AdaptiveSampler(
+            self.table,
+            config=config,
+            guidance_scale=self.sampler.guidance_scale,
+            dtype=self.sampler.dtype,
+        )
+        guided = self.sampler.guidance_scale is not None
+        result = own(
+            samples.model,
+            samples.noise,
+            samples.conditioning,
+            samples.unconditional if guided else None,
+            latents=samples.latents,
+            seed=samples.seed,
+            gather=not guided or samples.unconditional is not None,
+            callback=lambda _: self.tick(),
+            progress=False,
+        )
+        nfe = result.nfe.double().mean().item()
+        return self.figures(result.latents.flatten(1), nfe, samples)
+
+
+class Thresholds:
+    """The knob of an adaptive criterion."""
+
+    def __init__(self, bench: Bench, base: AdaptiveConfig) -> None:
+        self.bench, self.base, self.points = bench, base, {}
+        self.least, self.most = (math.log(v) for v in KNOBS[base.criterion])
+
+    def config(self, setting: float) -> AdaptiveConfig:
+        return replace(self.base, threshold=math.exp(-setting))
+
+    def point(self, setting: float) -> dict:
+        """Figures on the tuned samples; a larger setting makes more calls."""
+        if setting not in self.points:
+            config = self.config(setting)
+            name = f"{config} {self.bench.view}"
+            if (found := self.bench.store.get(name)) is None:
+                self.bench.bar.set_description(f"threshold {config.threshold:.3g}")
+                found = self.bench.measure(config, self.bench.tuned)
+                found["threshold"] = config.threshold
+                self.bench.store.put(name, found)
+            self.points[setting] = found
+        return self.points[setting]
+
+    def range(self) -> tuple[float, float]:
+        return -self.most, -self.least
+
+
+class Plans:
+    """Plans by their number of whole steps that call the network."""
+
+    def __init__(self, bench: Bench, trials: int) -> None:
+        self.bench, self.trials, self.points, self.plans, self.best = bench, trials, {}, {}, {}
+        table, full = bench.table, bench.full[id(bench.tuned)]
+        self.wholes = -(-table.num_steps // table.stages)
+        gamma = bench.store.get("gamma")
+        if gamma is None:
+            bench.bar.set_description("the network's response")
+            gamma = response(table, full, [self._fit(m) for m in _spread(self.wholes)]).tolist()
+            bench.store.put("gamma", gamma)
+        gamma = torch.tensor(gamma, dtype=torch.float64, device="cpu")
+        self.search = Search(table, coordinates(table), full, gamma)
+
+    def _fit(self, mask: Tensor) -> Fit:
+        stages, steps = self.bench.table.stages, self.bench.table.num_steps
+        rows = mask.repeat_interleave(stages)[:steps]
+        full = self.bench.full[id(self.bench.tuned)]
+        return fit(self.bench.sampler, self.bench.tuned, full, rows, self.bench.tick)
+
+    def _try(self, mask: Tensor) -> dict:
+        """Figures and plan of a mask, fitted on the tuned samples."""
+        name = "plan " + "".join(str(int(v)) for v in mask) + f" {self.bench.view}"
+        if (found := self.bench.store.get(name)) is None:
+            made = self._fit(mask)
+            found = self.bench.figures(made.latents, made.plan.calls, self.bench.tuned)
+            found["plan"] = plan_to_json(made.plan)
+            self.bench.store.put(name, found)
+        return found
+
+    def point(self, setting: int) -> dict:
+        """The best plan of `setting` whole steps: local optima of the search, then real moves."""
+        if setting in self.points:
+            return self.points[setting]
+        self.bench.bar.set_description(f"plans of {setting} calls")
+        masks = self.search.optima(setting, STARTS)
+        # What the network itself said about other numbers of calls.
+        masks += [self.search.resized(_mask(self.best[s]), setting) for s in self.best]
+        tried = {tuple(mask.tolist()): self._try(mask) for mask in masks}
+        best = max(tried, key=lambda mask: tried[mask]["psnr_db"])
+        left, moved = self.trials, True
+        while moved and left > 0:
+            moved = False
+            for mask in self.search.moves(_mask(best)):
+                if tuple(mask.tolist()) in tried:
+                    continue
+                if left == 0:
+                    break
+                left -= 1
+                tried[tuple(mask.tolist())] = found = self._try(mask)
+                if found["psnr_db"] > tried[best]["psnr_db"] + 0.02:
+                    best, moved = tuple(mask.tolist()), True
+                    break
+        self.points[setting] = {k: v for k, v in tried[best].items() if k != "plan"}
+        self.best[setting] = best
+        self.plans[setting] = tried[best]["plan"]
+        return self.points[setting]
+
+    def config(self, setting: int) -> AdaptiveConfig:
+        return AdaptiveConfig(criterion="plan", plan=plan_from_json(self.plans[setting]))
+
+    def range(self) -> tuple[int, int]:
+        return 1, self.wholes
+
+    def setting(self, calls: float) -> int:
+        """The number of whole steps whose network calls come closest."""
+        return min(math.floor(calls / self.bench.table.stages + 0.5), self.wholes)
+
+
+def _mask(steps: tuple[bool, ...]) -> Tensor:
+    return torch.tensor(steps, device="cpu")
+
+
+def _spread(wholes: int) -> list[Tensor]:
+    """Four masks of every fourth step that together call all but the second."""
+    masks = torch.zeros(4, wholes, dtype=torch.bool, device="cpu")
+    masks[:, 0] = True
+    for offset in range(4):
+        masks[offset, 2 + offset :: 4] = True
+    return list(masks)

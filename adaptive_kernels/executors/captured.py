@@ -1,0 +1,157 @@
+"""A network captured in a CUDA graph, over buffers of its own."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sampling.network import NetworkCall
+from ..sampling.state import State
+from .identity import identity
+from .watch import CaptureError, Watch, is_compiled, where
+
+WARM_UP = 3  # calls before a capture: handles, autotuning, kernels loaded when first used
+
+
+class CapturedNetwork:
+    """One call of a network as a graph: it reads the state's input and writes an output of its own.
+
+    The buffers stand still; new latents, conditioning, thresholds, guidance scales, seeds and
+    tables are copied into them between launches. What must not change is the `signature`.
+
+    Args:
+        runtime: of the state's device (`runtime.Runtime`).
+        network, state: what is captured, cloned.
+
+    Raises: CaptureError saying where and why; then nothing of it is left.
+    """
+
+    def __init__(self, runtime: Any, network: NetworkCall, state: State):
+        self.runtime = runtime
+        self.last = None  # a mark after the last launch
+        try:
+            # Buffers made under inference mode could not be written outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                self.state, self.network = state.clone(), network.fixed()
+            with _autocast_without_cache(state.latents.device.type):
+                self._warm_up()
+                with _told("failed while it was captured"):
+                    self.graph = runtime.capture(self._call)
+        except BaseException:
+            runtime.release()
+            raise
+
+    @property
+    def output(self) -> Tensor:
+        """[B or 2B, N]: where the graph leaves the model output, in its own memory."""
+        return self.graph.result
+
+    def load(self, network: NetworkCall, state: State) -> None:
+        """Takes the values of another call of the same signature, once the last launch is over."""
+        if self.last is not None:
+            self.runtime.follow(self.last)
+        self.network.load(network)
+        self.state.load(state)
+
+    def memory(self) -> dict[str, int | None]:
+        """Bytes on the device: the network's activations, and the buffers around them.
+
+        None where torch's allocator does not tell.
+        """
+        return {
+            "activations": self.graph.bytes(),
+            "buffers": self.state.bytes() + self.network.bytes(),
+        }
+
+    def settle(self) -> None:
+        """Waits for the last launch."""
+        if self.last is not None:
+            self.last.wait()
+        self.last = None
+
+    def close(self) -> None:
+        self.settle()
+        self.graph.close()
+        self.runtime.release()
+
+    def _call(self) -> Tensor:
+        return self.network(self.state.model_input, self.state.timestep, None)
+
+    def _warm_up(self) -> None:
+        with _told("failed while it was warmed up"), self.runtime.on_stream():
+            watch = Watch(self.state.latents.device)
+            if is_compiled(self.network.model):
+                # Compiled code draws numbers where a watch does not see it.
+                self._call()
+                if watch.draws(self._call)[1]:
+                    raise CaptureError("the network draws random numbers")
+            else:
+                with watch:
+                    self._call()
+            for _ in range(1, WARM_UP):
+                output = self._call()
+            # Its kernels are loaded here too; a launch begins with other values.
+            self.state.advance(output)
+        self.runtime.synchronize()
+
+
+def signature(network: NetworkCall, state: State) -> tuple:
+    """Two calls of one signature are served by one capture."""
+    return _call_signature(network), state.signature(), _numerics(state.latents.device.type)
+
+
+def _call_signature(network: NetworkCall) -> tuple:
+    """What a captured call fixes: the model and what it uses, shapes, plain values."""
+    leaves = [
+        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else identity(leaf)
+        for leaf in network.leaves()
+    ]
+    return identity(network.model), network.shape, network.guided, network.spec, tuple(leaves)
+
+
+def _numerics(device: str) -> tuple:
+    """What torch was told about arithmetic: a graph keeps what held when it was captured."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return (
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.are_deterministic_algorithms_enabled(),
+        _precision(),
+        (cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
+        (cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
+    )
+
+
+def _precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set in torch's newer way too, which it then does not tell
+        return None
+
+
+@contextlib.contextmanager
+def _autocast_without_cache(device: str) -> Iterator[None]:
+    """Casts that are cached outside a graph would not be in it."""
+    before = torch.is_autocast_cache_enabled()
+    # Compiled code is compiled again where the flag differs.
+    torch.set_autocast_cache_enabled(before and not torch.is_autocast_enabled(device))
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CaptureError as error:
+        raise CaptureError(f"{error}, at {where(error)}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the network {what}: {type(error).__name__}: {error}, at {where(error)}"
+        ) from error

@@ -1,0 +1,33 @@
+"""The plain loop, and what every executor is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..sampling.network import NetworkCall
+from ..sampling.state import State
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sampling: its buffers before the first step, and the network."""
+
+    network: NetworkCall
+    state: State
+    gather: bool
+    callback: Callable[[int, State], None] | None  # (ticks, state) after every tick
+
+
+def eager(job: Job, bar: Any) -> None:
+    """The plain loop, on any device; reads the samples' steps once per tick."""
+    state, network = job.state, job.network
+    steps, batch = len(state.rows), state.latents.shape[1]
+    tick = 0
+    while len(rows := (state.index < steps).nonzero()[:, 0]):
+        partial = rows if job.gather and len(rows) < batch else None
+        output = network(state.model_input, state.timestep, partial)
+        state.advance(output, partial)
+        tick += 1
+        bar.update(int(state.index.sum()) - bar.n)
+        if job.callback is not None:
+            job.callback(tick, state)

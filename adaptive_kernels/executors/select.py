@@ -1,0 +1,216 @@
+"""Which executor runs a sampling: the one asked for, or the fastest of those that work."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..rules.config import AdaptiveConfig
+from ..rules.fills import longest_run
+from ..sampling.state import State
+from ..solvers.table import SolverTable
+from . import capability
+from .captured import CapturedNetwork, signature
+from .eager import Job, eager
+from .fastest import Fastest
+from .graph import Loop
+from .groups import Groups, least_groups
+from .runtime import Runtime
+from .watch import CaptureError
+
+
+class _Held:
+    """What is captured for one signature, and what was learnt about it."""
+
+    def __init__(self, wanted: Any, model: tuple, names: list[str]):
+        self.signature, self.model = wanted, model
+        self.fastest = Fastest(names)
+        self.why_not: dict[str, str] = {}
+        self.network: CapturedNetwork | None = None
+        self.built: dict[str, Loop | Groups] = {}
+
+    def refuse(self, name: str, why: str) -> None:
+        # A network that no graph takes need not be tried again in another one.
+        for each in [name] if self.network is not None else list(self.fastest.names):
+            self.fastest.drop(each)
+            self.why_not[each] = why
+
+    def keep(self, name: str) -> None:
+        """Frees what was built for other names."""
+        for other in [n for n in self.built if n != name]:
+            self.built.pop(other).close()
+
+    def close(self) -> None:
+        """Waits for the last launch and frees everything."""
+        if self.network is not None:
+            self.network.settle()
+        self.keep("")
+        if self.network is not None:
+            self.network.close()
+        self.network = None
+
+
+def _mode(job: Job) -> tuple:
+    """The model, and whether parts of it train."""
+    model = job.network.model
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return model, any(module.training for module in modules)
+
+
+class Executors:
+    """Runs jobs of one table and config by the executor asked for, or by the fastest that works.
+
+    Holds one captured network and what was built on it, until a job of another signature comes or
+    `close`. Jobs that run on it take turns; eager ones run beside each other.
+
+    Args:
+        name: "auto" or one of `capability.EXECUTORS`.
+    """
+
+    def __init__(self, name: str, table: SolverTable, config: AdaptiveConfig):
+        choices = ("auto", *capability.EXECUTORS)
+        if name not in choices:
+            raise ValueError(
+                f"executor must be one of {', '.join(map(repr, choices))}, got {name!r}"
+            )
+        self.name, self.table, self.config = name, table, config
+        self._lock = threading.RLock()
+        self._held: _Held | None = None
+        self._captures = 0
+
+    def run(self, job: Job, bar: Any, finish: Callable[[State, str, str], Any]) -> Any:
+        """Runs a job; returns ``finish(state, executor, why)``, called before another one starts.
+
+        Raises: CaptureError, or RuntimeError, where the executor asked for does not work.
+        """
+        asked = [self.name] if self.name != "auto" else capability.EXECUTORS
+        answers = {name: self._works(name, job) for name in asked}
+        why_not = {name: why for name, (works, why) in answers.items() if not works}
+        if self.name in why_not:
+            raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
+        names = [name for name in asked if name not in why_not and name != "eager"]
+        if names:
+            with self._lock:
+                chosen = self._choose(job, names, why_not)
+                if chosen is not None:
+                    name, built = chosen
+                    why = self._why(answers[name][1], why_not)
+                    return self._launch(name, built, bar, finish, why)
+        if self.name in why_not:
+            raise CaptureError(why_not[self.name])
+        eager(job, bar)
+        return finish(job.state, "eager", self._why(answers["eager"][1], why_not))
+
+    def report(self) -> dict:
+        """What is captured now: captures so far, what is built on it, bytes on the device."""
+        with self._lock:
+            network = self._held.network if self._held else None
+            return {
+                "captures": self._captures,
+                "built": sorted(self._held.built) if self._held else [],
+                "memory": network.memory() if network else {"activations": 0, "buffers": 0},
+            }
+
+    def close(self) -> None:
+        """Waits for the last launch and frees what was captured; the next job captures again."""
+        with self._lock:
+            if self._held is not None:
+                self._held.close()
+            self._held = None
+
+    def __del__(self):
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __reduce__(self):
+        # A copy captures for itself.
+        return Executors, (self.name, self.table, self.config)
+
+    def _works(self, name: str, job: Job) -> tuple[bool, str]:
+        latents = job.state.latents
+        works, why = capability.executors(capability.facts(latents.device.type))[name]
+        if works and name != "eager" and job.callback is not None:
+            return False, "a callback runs between network calls"
+        if works and name != "eager" and latents.numel() == 0:
+            return False, "there is nothing to sample"
+        return works, why
+
+    def _why(self, why: str, why_not: dict[str, str]) -> str:
+        if self.name != "auto":
+            return "as asked"
+        return "; ".join([why, *(f"not {name}: {reason}" for name, reason in why_not.items())])
+
+    def _choose(
+        self, job: Job, names: list[str], why_not: dict[str, str]
+    ) -> tuple[str, Loop | Groups] | None:
+        """The executor to run now, ready; None: none of the names, for what `why_not` says then."""
+        held = self._hold(job, names)
+        while held.fastest.names:
+            name = held.fastest.next()
+            try:
+                built = self._prepare(name, job)
+            except torch.OutOfMemoryError as error:
+                # There may be room next time.
+                self.close()
+                if self.name != "auto":
+                    raise
+                why_not[name] = f"out of memory: {error}"
+                return None
+            except RuntimeError as error:
+                held.refuse(name, str(error))
+                if self.name != "auto":
+                    raise
+            else:
+                why_not |= held.why_not
+                return name, built
+        why_not |= held.why_not
+        return None
+
+    def _hold(self, job: Job, names: list[str]) -> _Held:
+        held, wanted = self._held, signature(job.network, job.state)
+        # A model that no graph takes is not asked again because it counts its calls, say.
+        in_vain = held is not None and not held.fastest.names and held.model == _mode(job)
+        if held is None or (held.signature != wanted and not in_vain):
+            self.close()
+            self._held = _Held(wanted, _mode(job), names)
+        return self._held
+
+    def _prepare(self, name: str, job: Job) -> Loop | Groups:
+        """The executor over buffers that hold the job's values; captures where it has to."""
+        held = self._held
+        if held.network is None:
+            runtime = Runtime(job.state.latents.device)
+            held.network = CapturedNetwork(runtime, job.network, job.state)
+            # A model may have changed in its first calls: caches made, calls counted.
+            held.signature = signature(job.network, job.state)
+            self._captures += 1
+        if name not in held.built:
+            held.built[name] = self._build(name, held.network)
+        held.network.load(job.network, job.state)
+        return held.built[name]
+
+    def _build(self, name: str, network: CapturedNetwork) -> Loop | Groups:
+        if name == "graph":
+            return Loop(network, longest_run(self.table, self.config))
+        return Groups(network, least_groups(self.table, self.config))
+
+    def _launch(self, name, built, bar, finish, why) -> Any:
+        held, choosing = self._held, self._held.fastest.choosing
+        began = held.network.runtime.mark()
+        built.run(bar)
+        state = held.network.state
+        if measured := held.fastest.measured():
+            why = f"{why}; {measured}"
+        ended = held.network.last
+        result = finish(state, name, why)
+        # The next launch comes after what was read, on whatever stream.
+        held.network.last = held.network.runtime.mark()
+        if choosing:
+            ticks = int(state.nfe.max())
+            ended.wait()
+            held.fastest.took(name, began.until(ended), ticks)
+            if not held.fastest.choosing:
+                held.keep(held.fastest.best())
+        return result

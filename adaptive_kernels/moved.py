@@ -1,0 +1,45 @@
+"""Modules under the names they had before 0.2, for code and pickles made then."""
+
+import importlib
+import sys
+import warnings
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Those that the documentation named, and those of the classes that people pickle.
+MOVED = {
+    "config": "rules.config",
+    "demo_model": "demo.model",
+    "levels": "solvers.levels",
+    "plan": "rules.plan",
+    "result": "sampling.result",
+    "schedule": "solvers",
+    "state": "sampling.state",
+}
+PACKAGE = __package__
+
+
+class Moved:
+    """Finds and loads a module under its earlier name, with a word on where it is now."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        return ModuleSpec(name, Moved) if package == PACKAGE and module in MOVED else None
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        return None
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        now = f"{PACKAGE}.{MOVED[module.__name__.rpartition('.')[2]]}"
+        warnings.warn(f"{module.__name__} is {now} now", DeprecationWarning, stacklevel=2)
+        found = importlib.import_module(now)
+        module.__dict__.update((k, v) for k, v in vars(found).items() if not k.startswith("__"))
+
+
+def install() -> None:
+    """Makes the earlier names importable; asked last, after every other way to find a module."""
+    if Moved not in sys.meta_path:
+        sys.meta_path.append(Moved)

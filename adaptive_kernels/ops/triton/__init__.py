@@ -1,0 +1,1 @@
+"""The ops in Triton, for GPUs that the compiled CUDA library does not serve."""

@@ -1,0 +1,198 @@
+"""What a user chooses: criterion, threshold, limits. Validated once, frozen."""
+
+import math
+import numbers
+import re
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from .plan import Plan
+
+__all__ = ["AdaptiveConfig", "Rule"]
+
+# Codes as in csrc/core/decide.h.
+CRITERIA = {"never": 0, "every": 1, "third_order": 2, "released": 3, "defect": 4, "plan": 5}
+FILLS = ("reuse", "linear", "fitted")
+GRANULARITIES = ("sample", "batch")
+
+# third_order and defect: chosen on the shipped model (README, "Measurements"); released: the
+# authors' value.
+DEFAULT_THRESHOLDS = {
+    "never": 0.0,
+    "every": 0.0,
+    "third_order": 0.1,
+    "released": 0.01,
+    "defect": 0.0016,
+    "plan": 0.0,
+}
+LARGEST = 2**31 - 1
+LARGEST_FLOAT = 3.4028234663852886e38
+# The first decision needs four latents (third_order), three differences of computed ones
+# (released), or two outputs and a third to compare with what they predict (defect).
+LEAST_WARMUP = {"never": 1, "every": 1, "third_order": 3, "released": 4, "defect": 3, "plan": 1}
+# The tables of a fill grow with the square of this.
+LONGEST_FILL = 15
+
+
+class Rule(NamedTuple):
+    """The integers an op is given; the fields of `Rule` in csrc/core/decide.h."""
+
+    criterion: int
+    max_skip: int
+    warmup: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class AdaptiveConfig:
+    """When to call the network and what stands for its output where it is not called.
+
+    Criteria, at the end of whole step i (a refresh is a network call):
+
+    - ``"third_order"``: refresh unless ``||x_{i+1} - 3 x_i + 3 x_{i-1} - x_{i-2}||_2 <
+      threshold * ||x_i - x_{i-1}||_2``, per sample (AdaptiveDiffusion, arXiv 2410.09873, eq. 8).
+    - ``"released"``: its authors' code: skip if ``|(d_{i+1} + d_{i-1}) / 2 - d_i| <= threshold *
+      d_i`` with ``d_i = mean |x_i - x_{i-1}|``; four forced refreshes.
+    - ``"defect"``: at a refresh the network tells how wrong the fill would have been; skip as far
+      as the same growth of the error keeps the predicted error of the result within threshold
+      (module `fills` has the formulas).
+    - ``"plan"``: a fixed mask with fitted weights, made by `adaptive_kernels.calibrate`.
+    - ``"never"``: never skip; the plain sampler.
+    - ``"every(k)"``: refresh every k-th step, a fixed pattern.
+
+    Args:
+        threshold: right-hand factor, dimensionless, >= 0; under "defect" the predicted error of
+            one run in units of four times the data's spread. None takes the criterion's default.
+            Ignored by "never", "every(k)" and "plan".
+        max_skip: largest number of consecutive skipped steps, >= 0 ("released": >= 1, and as in
+            its authors' code the guard is idle for the first five decisions). At most 15 with a
+            fill other than "reuse". "every(k)" and "plan" set it.
+        criterion: one of the six above.
+        fill: what stands for the model output at a skipped step: "reuse", the last one; "linear",
+            the line through the last two noise predictions over log(alpha / sigma) (x0 predictions
+            where the solver adds noise); "fitted", the weights of a plan. None takes the one that
+            belongs to the criterion: "linear" for defect, "fitted" for plan, else "reuse".
+        warmup: whole steps at the start that always refresh; None takes the least the criterion
+            can decide with (3 for third_order and defect, 4 for released, 1 otherwise, 2 with the
+            linear fill).
+        granularity: "sample" decides for every sample alone; "batch" takes one decision from the
+            sums over the whole batch, as published implementations do.
+        repair: whether a refresh makes up for what the skipped steps before it did wrong; with
+            fill "linear" only. None: under "defect", where the solver adds no noise.
+        plan: the `Plan` of criterion "plan".
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+
+    threshold: float | None = None
+    max_skip: int = 4
+    criterion: str = "third_order"
+    fill: str | None = None
+    warmup: int | None = None
+    granularity: str = "sample"
+    repair: bool | None = None
+    plan: Plan | None = None
+
+    def __post_init__(self):
+        kind, period = _parse(self.criterion)
+        _choice("granularity", self.granularity, GRANULARITIES)
+        _integer("max_skip", self.max_skip, 1 if kind == "released" else 0)
+        if self.warmup is not None:
+            _integer("warmup", self.warmup, LEAST_WARMUP[kind])
+        if self.threshold is not None:
+            _threshold(self.threshold)
+        _fill(self, kind, period)
+
+    @classmethod
+    def recommended(cls) -> "AdaptiveConfig":
+        """The criterion that came closest to the full run in the laboratory (README)."""
+        return cls(criterion="defect")
+
+    def resolved(self) -> "AdaptiveConfig":
+        """This config with every default of its criterion written out."""
+        kind, period = _parse(self.criterion)
+        fill = _OWN_FILL.get(kind, "reuse") if self.fill is None else self.fill
+        least = max(LEAST_WARMUP[kind], 2 if fill == "linear" and kind != "never" else 1)
+        fixed = {"every": period - 1, "plan": self.plan.max_skip if self.plan else 0}
+        return replace(
+            self,
+            threshold=float(DEFAULT_THRESHOLDS[kind] if self.threshold is None else self.threshold),
+            max_skip=fixed.get(kind, int(self.max_skip)),
+            warmup=int(least if self.warmup is None else self.warmup),
+            fill=fill,
+        )
+
+    def rule(self, stages: int = 1) -> Rule:
+        """The integers of this config for a solver with `stages` network calls per whole step."""
+        full = self.resolved()
+        return Rule(CRITERIA[_parse(self.criterion)[0]], full.max_skip, full.warmup, stages)
+
+
+def _parse(criterion) -> tuple[str, int]:
+    if isinstance(criterion, str):
+        if criterion in CRITERIA and criterion != "every":
+            return criterion, 0
+        found = re.fullmatch(r"every\((\d+)\)", criterion)
+        if found and 1 <= int(found[1]) <= LARGEST:
+            return "every", int(found[1])
+    raise ValueError(
+        "criterion must be 'third_order', 'released', 'defect', 'plan', 'never' or 'every(k)' with "
+        "k >= 1, "
+        f"got {criterion!r}"
+    )
+
+
+_OWN_FILL = {"defect": "linear", "plan": "fitted"}
+
+
+def _fill(config, kind, period):
+    if config.fill is not None:
+        _choice("fill", config.fill, FILLS)
+        if (own := _OWN_FILL.get(kind)) and config.fill != own:
+            raise ValueError(f"fill must be {own!r} for criterion {kind!r}, got {config.fill!r}")
+        if config.fill == "fitted" and kind != "plan":
+            raise ValueError(f"fill 'fitted' needs criterion 'plan', got {config.criterion!r}")
+    linear = kind == "defect" or config.fill == "linear"
+    longest = period - 1 if kind == "every" else config.max_skip
+    if linear and kind != "never" and longest > LONGEST_FILL:
+        name = "k" if kind == "every" else "max_skip"
+        raise ValueError(
+            f"{name} must be at most {LONGEST_FILL + (kind == 'every')} with fill 'linear', "
+            f"got {longest + (kind == 'every')}"
+        )
+    if config.repair is not None and not isinstance(config.repair, bool):
+        raise TypeError(f"repair must be a bool or None, got {type(config.repair).__name__}")
+    if config.repair and not linear:
+        fill = _OWN_FILL.get(kind, "reuse") if config.fill is None else config.fill
+        raise ValueError(f"repair needs fill 'linear', got fill {fill!r}")
+    if (kind == "plan") != (config.plan is not None):
+        raise ValueError(
+            f"plan must be given with criterion 'plan' and only with it, got {config.plan!r} with "
+            f"{config.criterion!r}"
+        )
+    if kind == "plan" and config.warmup not in (None, 1):
+        raise ValueError(
+            f"warmup must be None for a plan, which fixes its calls, got {config.warmup}"
+        )
+    if config.plan is not None and not isinstance(config.plan, Plan):
+        raise TypeError(f"plan must be a Plan, got {type(config.plan).__name__}")
+
+
+def _choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not least <= value <= LARGEST:
+        raise ValueError(f"{name} must be at least {least} and at most {LARGEST}, got {value}")
+
+
+def _threshold(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"threshold must be a float, got {type(value).__name__}")
+    if not (0 <= value <= LARGEST_FLOAT or value == math.inf):
+        raise ValueError(f"threshold must be at least 0 and fit float32, got {value}")

@@ -1,0 +1,269 @@
+"""The host-made numbers of a fill, its repair and the length of a run, as the kernels read them.
+
+Noise predictions are extrapolated over lam = -ln sb, sb = sigma / alpha; n0 > n1 are the last two
+refreshes before step i:
+
+    fill       f(lam_i) = (1 + g) E_0 - g E_1,   g = (lam_i - lam_n0) / (lam_n0 - lam_n1)
+    repair     had the skipped steps used rho_j delta more, rho_j = (lam_j - lam_n0)(lam_j - lam_n1)
+               / ((lam_i - lam_n0)(lam_i - lam_n1)), x_{i+1} would be dx delta away: c delta on top
+               of the new output makes up for the share 1 / (1 + |dx_i| / sigma_i) of it
+    run        predicted error after q skipped steps: D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|
+               with u = asinh(sb / 4), D = rms(delta) / |(lam_i - lam_n0)(lam_i - lam_n1)|
+
+The response dx is the table's own recurrence, so any linear solver has its repair. It is exact for
+solvers of one step; one with a history or two stages keeps a part of the error in its history,
+which later steps bring back. A solver that adds noise moves its noise prediction by it at every
+step; there the x0 prediction is extrapolated instead, and nothing is repaired, because the defect
+is mostly the new noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._device import set_device
+
+from ..solvers.table import SolverTable
+from .config import AdaptiveConfig
+
+# Data of about unit spread: sb at which an error of the noise prediction stops mattering.
+SPREAD = 4.0
+# Levels closer than this in lam are one level: the two stages of a step, PNDM's repeated one.
+SAME = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class FillTables:
+    """What `ops.step` reads of a solver under a config; float32 on the CPU."""
+
+    rows: Tensor  # [T, 10 + K]
+    weights: Tensor | None  # [T, G, G, 7]; None: outputs are reused as they are
+    run_cost: Tensor | None  # [T, G, Q]
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """The prediction that is kept and extrapolated, e = u x + w m, and what a step does with it."""
+
+    u: Tensor  # [T] float64
+    w: Tensor
+    ps: Tensor  # h = ps x + qs e
+    qs: Tensor
+    lam: Tensor  # [T] float64, finite
+    asinh: Tensor  # [T + 1] float64
+
+
+@set_device("cpu")
+def coordinates(table: SolverTable) -> Coordinates:
+    """The coordinates a fill of this table works in.
+
+    Raises: ValueError where the table's noise levels are not known.
+    """
+    known = table.levels
+    if table.num_steps == 1:
+        # A single row is never skipped: any coordinates serve, the network's own among them.
+        zero, two = torch.zeros_like(table.p), torch.zeros(2, dtype=torch.float64)
+        return Coordinates(zero, torch.ones_like(table.p), table.p, table.q, zero, two)
+    if known is None:
+        raise ValueError(
+            f"fill must be 'reuse' for {table}: its scheduler has no add_noise() whose levels fit "
+            "its own steps; criteria 'third_order', 'released' and 'every(k)' can reuse"
+        )
+    alpha, sigma, a, b = known.alpha[:-1], known.sigma[:-1], known.a, known.b
+    det = b * alpha - a * sigma
+    if stochastic(table):
+        u, w = b / det, -sigma / det
+    else:
+        u, w = -a / det, alpha / det
+    # At alpha = 0 the latents are the noise whatever the network says; only row 0 can stand there,
+    # and it is never skipped.
+    usable = w.abs() > 1e-6
+    inverse = torch.where(usable, 1 / torch.where(usable, w, 1.0), 0.0)
+    lam = (alpha / sigma).log()
+    for i in reversed(range(len(lam))):
+        if not lam[i].isfinite():
+            ahead = [float(v) for v in lam[i + 1 : i + 3]] + [0.0, 1.0]
+            lam[i] = 2 * ahead[0] - ahead[1]
+    sb = torch.cat(((-lam).exp(), (known.sigma[-1:] / known.alpha[-1:])))
+    return Coordinates(
+        u, w, table.p - table.q * u * inverse, table.q * inverse, lam, torch.asinh(sb / SPREAD)
+    )
+
+
+def stochastic(table: SolverTable) -> bool:
+    """Whether the solver adds noise."""
+    return bool((table.S != 0).any())
+
+
+@set_device("cpu")
+def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
+    """The numbers of `config` for the solver `table`.
+
+    Raises: ValueError where the fill does not go with the table, or the plan was made for another.
+    """
+    full = config.resolved()
+    if full.fill == "reuse":
+        one, zero = torch.ones_like(table.p), torch.zeros_like(table.p)
+        return FillTables(_rows(table, zero, one, table.p, table.q), None, None)
+    at = coordinates(table)
+    rows = _rows(table, at.u, at.w, at.ps, at.qs)
+    if full.criterion == "plan":
+        return FillTables(rows, *_planned(table, config))
+    size = longest_run(table, config)
+    if full.repair and stochastic(table):
+        raise ValueError(
+            f"repair must be None or False for {table}, which adds noise: the defect is the noise"
+        )
+    repair = full.criterion == "defect" if full.repair is None else full.repair
+    weights = linear_weights(table, at, size, full.warmup, repair and not stochastic(table))
+    cost = run_cost(table, at, size, full.max_skip) if full.criterion == "defect" else None
+    return FillTables(rows, weights.float(), None if cost is None else cost.float())
+
+
+def longest_run(table: SolverTable, config: AdaptiveConfig) -> int:
+    """Rows a sample can take on one network output, refresh included; as csrc/core/decide.h."""
+    full = config.resolved()
+    late = full.criterion == "released" and full.max_skip < 5
+    skips = 0 if full.criterion == "never" else 5 if late else full.max_skip
+    return max(1, min(skips * table.stages + 1, table.num_steps))
+
+
+def linear_weights(
+    table: SolverTable, at: Coordinates, size: int, warmup: int, repair: bool
+) -> Tensor:
+    """[T, size, size, 7] float64: f, r, spread of the linear fill by step, gap, previous gap."""
+    steps, lam = table.num_steps, at.lam
+    i = torch.arange(steps)[:, None, None]
+    gap = torch.arange(1, size + 1)[None, :, None]
+    previous = torch.arange(1, size + 1)[None, None, :]
+    n0, n1 = (i - gap).expand(steps, size, size), (i - gap - previous)
+    # Where the two newest outputs share a level, the one before them serves if it surely exists.
+    forced = (n1 >= 1) & ((table.stages > 1) | (n1 - 1 < warmup * table.stages))
+    same = (n1 >= 0) & ((lam[n0.clamp(0)] - lam[n1.clamp(0)]).abs() < SAME)
+    third = same & forced
+    base = torch.where(third, n1 - 1, n1)
+    here, first, second = lam[i], lam[n0.clamp(0)], lam[base.clamp(0)]
+    usable = (base >= 0) & ((first - second).abs() >= SAME)
+    slope = torch.where(usable, (here - first) / torch.where(usable, first - second, 1.0), 0.0)
+    product = (here - first) * (here - second)
+    measures = usable & (product.abs() >= SAME)
+    out = torch.zeros(steps, size, size, 7, dtype=torch.float64)
+    out[..., 0] = 1 + slope
+    out[..., 1] = torch.where(third, 0.0, -slope)
+    out[..., 2] = torch.where(third, -slope, 0.0)
+    out[..., 6] = torch.where(measures, 1 / torch.where(measures, product.abs(), 1.0), torch.inf)
+    if repair:
+        c = torch.where(measures & ~third, repairs(table, at, size, first, second), 0.0)
+        out[..., 3] = c
+        out[..., 4:6] = -c[..., None] * out[..., 0:2]
+    return out
+
+
+def repairs(
+    table: SolverTable,
+    at: Coordinates,
+    size: int,
+    first: Tensor,  # [T, size, size] float64: lam of the last refresh
+    second: Tensor,  # of the one before
+) -> Tensor:
+    """[T, size, size] float64: c of every step, gap and previous gap."""
+    steps, depth = table.num_steps, table.history
+    c = torch.zeros(steps, size, size, dtype=torch.float64)
+    for gap in range(2, size + 1):
+        i = torch.arange(gap, steps)
+        a, b = first[i, gap - 1], second[i, gap - 1]
+        scale = (at.lam[i, None] - a) * (at.lam[i, None] - b)
+        scale = torch.where(scale.abs() < SAME, torch.inf, scale)
+        dx = torch.zeros(len(i), size, dtype=torch.float64)
+        dh: list[Tensor] = []
+        for k in range(1, gap):
+            j = i - gap + k
+            rho = (at.lam[j, None] - a) * (at.lam[j, None] - b) / scale
+            dh.append(at.ps[j, None] * dx + at.qs[j, None] * rho)
+            dx = _respond(table, j, dx, dh, depth)
+        dh.append(at.ps[i, None] * dx)
+        target = _respond(table, i, dx, dh, depth)
+        unit = (table.C[i, 0] * at.qs[i])[:, None]
+        damping = 1 / (1 + dx.abs() / table.levels.sigma[i, None])
+        c[i, gap - 1] = torch.where(
+            unit.abs() > 1e-12, damping * target / torch.where(unit == 0, 1.0, unit), 0.0
+        )
+    return c
+
+
+def _respond(table: SolverTable, j: Tensor, dx: Tensor, dh: list[Tensor], depth: int) -> Tensor:
+    """x_{j+1}'s response to those of x_j and of the h so far, newest last."""
+    out = table.A[j, None] * dx
+    for k in range(min(depth, len(dh))):
+        out = out + table.C[j, k, None] * dh[-1 - k]
+    return out
+
+
+def run_cost(table: SolverTable, at: Coordinates, size: int, max_skip: int) -> Tensor:
+    """[T, size, Q] float64: predicted error per unit of D after a run of 1 .. Q skipped steps."""
+    steps, stages = table.num_steps, table.stages
+    count = max(1, min(max_skip, steps))
+    # Both stages of a step carry it, whichever of them moves the level.
+    whole = torch.arange(steps) // stages * stages
+    end = (whole + stages).clamp(max=steps)
+    weight = (at.asinh[end] - at.asinh[whole]).abs() / (end - whole)
+    i = torch.arange(steps)[:, None]
+    n0 = (i - torch.arange(1, size + 1)[None, :]).clamp(0)
+    total = torch.zeros(steps, size, dtype=torch.float64)
+    out = torch.zeros(steps, size, count, dtype=torch.float64)
+    for q in range(count):
+        for stage in range(stages):
+            j = i + 1 + q * stages + stage
+            inside = j < steps
+            j = j.clamp(max=steps - 1)
+            term = weight[j] * ((at.lam[j] - at.lam[i]) * (at.lam[j] - at.lam[n0])).abs()
+            # Nothing is predicted without error, not even at the level of the refresh itself.
+            total = total + torch.where(inside, term.clamp(min=1e-12), 0.0)
+        out[:, :, q] = total
+    return out
+
+
+def updates(table: SolverTable) -> Tensor:
+    """[T, 3] float64: A, C_0 q and S of each step, by which a plan knows its solver."""
+    return torch.stack((table.A, table.C[:, 0] * table.q, table.S), dim=1)
+
+
+def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor]:
+    plan = config.plan
+    timesteps = tuple(table.timesteps.double().tolist())
+    if (
+        len(timesteps) != len(plan.timesteps)
+        or any(
+            abs(a - b) > 1e-3 * max(1.0, abs(b))
+            for a, b in zip(timesteps, plan.timesteps, strict=True)
+        )
+        or plan.solver != table.name
+    ):
+        raise ValueError(
+            f"plan must be one for {table}, got one for {plan.solver} with "
+            f"{len(plan.timesteps)} steps from timestep {plan.timesteps[0]:g}"
+        )
+    if plan.updates:
+        theirs, ours = torch.tensor(plan.updates, dtype=torch.float64), updates(table)
+        if ((theirs - ours).abs() > 1e-3 * ours.abs().clamp(min=1.0)).any():
+            raise ValueError(
+                f"plan must be one for {table}, got one for other coefficients of the same name "
+                "and timesteps (another prediction, order, schedule or noise)"
+            )
+    refresh = torch.tensor(plan.refresh)
+    whole = torch.arange(len(refresh)) // table.stages * table.stages
+    if not torch.equal(refresh, refresh[whole]):
+        raise ValueError("plan.refresh must call the network at both stages of a step or at none")
+    values = torch.tensor(plan.weights, dtype=torch.float64)
+    out = torch.zeros(table.num_steps, 1, 1, 7, dtype=torch.float64)
+    own = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    out[:, 0, 0, 0:3] = torch.where(refresh[:, None], 0.0, values)
+    out[:, 0, 0, 3:6] = torch.where(refresh[:, None], values - own, 0.0)
+    return out.float(), refresh.float()[:, None, None]
+
+
+def _rows(table: SolverTable, u: Tensor, w: Tensor, ps: Tensor, qs: Tensor) -> Tensor:
+    """[T, 10 + K] float32, what a kernel reads at step i."""
+    own = table.rows()
+    fill = torch.stack((u, w, ps, qs), dim=1).float()
+    return torch.cat((own[:, :6], fill, own[:, 6:]), dim=1)

@@ -1,0 +1,140 @@
+"""What a user gives to a sampling, checked where it comes in, and the buffers made of it."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules.config import AdaptiveConfig
+from ..rules.fills import FillTables
+from ..solvers.table import SolverTable
+from .network import network_dtype
+from .state import State
+
+
+def begin(
+    table: SolverTable,
+    config: AdaptiveConfig,
+    model: Callable,
+    noise: Tensor,
+    *,
+    latents: Tensor | None = None,
+    seed: Any = 0,
+    step_noise: Tensor | None = None,
+    guidance_scale: Tensor | None = None,
+    threshold: Any = None,
+    dtype: torch.dtype | None = None,
+    tables: FillTables | None = None,
+) -> State:
+    """The buffers of a sampling before its first step, from what a user gave.
+
+    Args:
+        noise, latents, seed, step_noise, threshold: as a call of `AdaptiveSampler` takes them.
+        guidance_scale: () or [B], of `guidance_of`; None: the network has no unconditional half.
+        dtype: of the network's input; None takes that of the model's parameters.
+        tables: `fill_tables(table, config)` made before; None makes them.
+
+    Raises: ValueError, TypeError naming the argument.
+    """
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.dim() < 2:
+        got = type(noise).__name__
+        if isinstance(noise, Tensor):
+            got = f"{noise.dtype} {tuple(noise.shape)}"
+        raise TypeError(
+            f"noise must be a floating-point tensor [B, ...] of at least 2 dimensions, got {got}"
+        )
+    batch = noise.shape[0]
+    x = noise.float() * table.init_noise_sigma
+    if latents is None and table.begin:
+        raise ValueError(
+            "latents must be given, the clean ones to start from, as this table leaves out "
+            f"the first {table.begin} rows of its schedule; got None"
+        )
+    if latents is not None:
+        expect("latents", latents, noise.shape, noise.device)
+        clean_scale, noise_scale = table.start
+        x = clean_scale * latents.float() + noise_scale * noise.float()
+    if step_noise is not None:
+        expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
+        step_noise = step_noise.float()
+    if guidance_scale is not None:
+        if guidance_scale.dim() == 1 and guidance_scale.shape[0] != batch:
+            raise ValueError(
+                f"guidance_scale must have one value per sample ({batch}), "
+                f"got {guidance_scale.shape[0]}"
+            )
+        guidance_scale = guidance_scale.to(noise.device).expand(batch).contiguous()
+    state = State.begin(
+        table,
+        x,
+        config,
+        guidance_scale=guidance_scale,
+        seed=seeds_of(seed, batch).to(noise.device),
+        noise=step_noise,
+        dtype=dtype or network_dtype(model),
+        tables=tables,
+    )
+    if threshold is not None:
+        state.threshold.copy_(threshold_of(threshold, batch))
+    return state
+
+
+def guidance_of(value) -> Tensor | None:
+    if value is None:
+        return None
+    scale = _real("guidance_scale", value).detach().float().clone()
+    if scale.dim() > 1:
+        raise ValueError(f"guidance_scale must have shape () or (B,), got {tuple(scale.shape)}")
+    if not bool(scale.isfinite().all()):
+        raise ValueError(f"guidance_scale must be finite, got {value}")
+    return None if scale.dim() == 0 and scale == 1.0 else scale
+
+
+def _real(name: str, value) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+        if value.is_meta:
+            raise ValueError(f"{name} must have values, got a meta tensor")
+        return value
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or a tensor [B], got {value!r}")
+    try:
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    except OverflowError:
+        raise ValueError(f"{name} must fit float32, got {value!r}") from None
+
+
+def threshold_of(value, batch: int) -> Tensor:
+    value = _real("threshold", value)
+    if tuple(value.shape) not in ((), (batch,)):
+        raise ValueError(f"threshold must have shape () or ({batch},), got {tuple(value.shape)}")
+    # Written so that NaN is refused.
+    if not bool((value >= 0).all()):
+        raise ValueError(f"threshold must be at least 0, got {value}")
+    return value.float()
+
+
+def seeds_of(seed, batch: int) -> Tensor:
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        return int(seed) + torch.arange(batch, device="cpu")
+    try:
+        seeds = seed if isinstance(seed, Tensor) else torch.as_tensor(seed, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"seed must be an int or {batch} ints (int64), got {seed!r}") from None
+    if seeds.dtype != torch.int64 or tuple(seeds.shape) != (batch,):
+        raise ValueError(
+            f"seed must be an int or {batch} ints (int64), got {seeds.dtype} {tuple(seeds.shape)}"
+        )
+    return seeds
+
+
+def expect(name, value, shape, device):
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on {device} as the noise is, got {value.device}")

@@ -1,0 +1,135 @@
+"""A diffusers scheduler read as the numbers of a `SolverTable`.
+
+No scheduler's mathematics is written down here: the numbers are read from its own step() (probe)
+and checked on random data, so a new scheduler needs no code.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import factorise, probe
+from .levels import read_levels
+
+_NO_TABLE = {
+    "variance_type": "scales the noise by a network output; construct it with a fixed variance",
+    "solver_p": "steps with a scheduler of its own; construct it with solver_p=None",
+    "scale_factors": "resizes the latents; construct it with scale_factors=None",
+}
+
+
+class UnsupportedSchedulerError(ValueError):
+    """The scheduler, as configured, is no table; the message names the setting and the way out."""
+
+
+def read_scheduler(
+    scheduler: Any,
+    num_inference_steps: int | None,
+    step_kwargs: Mapping[str, Any] | None,
+    strength: float | None,
+    begin_index: int,
+    set_timesteps_kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The fields of a `SolverTable`; arguments and errors are those of its `from_scheduler`."""
+    name, step_kwargs = type(scheduler).__name__, dict(step_kwargs or {})
+    _refuse(scheduler)
+    _check_arguments(scheduler, num_inference_steps, step_kwargs, set_timesteps_kwargs)
+    # Schedulers create tensors of their own, which must meet the probe's on one device.
+    with torch.device("cpu"), torch.no_grad():
+        own = probe.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
+        stages = int(getattr(own, "order", 1))
+        begin = _begin(own, num_inference_steps, strength, begin_index, stages)
+        placed = probe.begin_at(own, begin)
+        # A text-to-image pipeline sets no begin index, and a scheduler may mind.
+        run = copy.deepcopy(own if strength is None and not begin else placed)
+        timesteps = own.timesteps[begin:].clone()
+        try:
+            seen = probe.probe(run, timesteps, step_kwargs)
+            solver = factorise.solve(seen)
+            start = probe.start_weights(placed, timesteps)
+            scale = solver.z.norm(dim=1)
+            known = read_levels(
+                own, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C
+            )
+        except probe.ProbeError as error:
+            reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
+            raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
+    return {
+        **{"p": solver.p, "q": solver.q, "A": solver.A, "S": scale, "C": solver.C},
+        "input_scale": seen.input_scale,
+        "timesteps": timesteps,
+        "init_noise_sigma": float(getattr(own, "init_noise_sigma", 1.0)),
+        "start": start,
+        "stages": stages,
+        "name": name,
+        "begin": begin,
+        "levels": known,
+    }
+
+
+def _refuse(scheduler: Any) -> None:
+    """Raise for what cannot be a table whatever its steps give."""
+    missing = [f"{m}()" for m in ("set_timesteps", "step") if not hasattr(scheduler, m)]
+    name = type(scheduler).__name__
+    if "set_timesteps()" in missing or isinstance(scheduler, type):
+        lacks = f" without {' and '.join(missing)}" if missing else ""
+        raise TypeError(f"scheduler must be a diffusers scheduler object, got {scheduler!r}{lacks}")
+    if missing:
+        raise UnsupportedSchedulerError(f"{name}: it has no step(), so no step can be read off")
+    for key, reason in _NO_TABLE.items():
+        value = (getattr(scheduler, "config", None) or {}).get(key)
+        if value is not None and (key != "variance_type" or str(value).startswith("learned")):
+            raise UnsupportedSchedulerError(f"{name}: {key}={value!r} {reason}")
+
+
+def _clamp(scheduler: Any) -> str:
+    """Name the clamp that makes a step nonlinear; empty if none is configured."""
+    config = getattr(scheduler, "config", None) or {}
+    for key in ("thresholding", "clip_sample", "clip_denoised"):
+        if config.get(key):
+            return f"{key}=True clamps x0, which is not linear; construct it with {key}=False"
+    return ""
+
+
+def _check_arguments(
+    scheduler: Any, num_inference_steps: Any, step_kwargs: dict, set_timesteps_kwargs: dict
+) -> None:
+    probe.check_step_kwargs(scheduler, step_kwargs)
+    known = inspect.signature(scheduler.set_timesteps).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for key in set_timesteps_kwargs:
+        if not (key in known or anything) or key == "device":
+            raise ValueError(
+                f"{type(scheduler).__name__}.set_timesteps has no argument {key!r}; it takes "
+                f"{sorted(set(known) - {'device', 'num_inference_steps'})}"
+            )
+    if num_inference_steps is None:
+        if not {"timesteps", "sigmas"} & set_timesteps_kwargs.keys():
+            raise ValueError("num_inference_steps must be given unless timesteps or sigmas are")
+    elif isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+        raise ValueError(f"num_inference_steps must be an int, got {num_inference_steps!r}")
+    elif num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+
+
+def _begin(own: Any, steps: int | None, strength: float | None, index: int, stages: int) -> int:
+    """Return the first row to run, counted as image-to-image pipelines count."""
+    rows = len(own.timesteps)
+    if strength is None:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < rows:
+            raise ValueError(f"begin_index must be an int in [0, {rows - 1}], got {index!r}")
+        if index % stages:
+            raise ValueError(f"begin_index must be a multiple of the {stages} stages, got {index}")
+        return index
+    if index:
+        raise ValueError(f"strength and begin_index exclude each other, got {strength} and {index}")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be in (0, 1], got {strength}")
+    steps = rows if steps is None else steps
+    begin = (steps - int(steps * strength)) * stages
+    if begin >= rows:
+        raise ValueError(f"strength must leave a step to run, got {strength} of {steps} steps")
+    return begin

@@ -1,0 +1,140 @@
+"""A solver as a table of numbers.
+
+In a closed loop, where nobody edits the latents between two steps, every linear scheduler is
+
+    h_i     = p_i x_i + q_i m_i
+    x_{i+1} = A_i x_i + sum_{k=0..K-1} C_{i,k} h_{i-k} + S_i z_i
+    network input of step i = c_i x_i at timestep t_i;  x_0 = init_noise_sigma * noise
+
+with m the model output, z standard normal noise. That holds for two-stage solvers and for UniPC's
+corrector too, although they step from an anchor, a latent older than x_i: the previous row says
+what x_i was made of, so a multiple of it replaces the anchor. Heun's second stage
+x_2 = x_0 + dt/2 (d_0 + d_1), for one, is x_2 = x_1 + dt/2 (d_1 - d_0) because x_1 = x_0 + dt d_0;
+UniPC of order p is a multistep solver of depth p + 1. A kernel therefore reads no anchor.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .levels import NoiseLevels
+from .scheduler import read_scheduler
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SolverTable:
+    """All numbers of a solver, one row per network call.
+
+        h_i     = p_i x_i + q_i m_i
+        x_{i+1} = A_i x_i + sum_k C_{i,k} h_{i-k} + S_i z_i
+
+    The scale of h is free; here max(|p|, |q|) = 1. Entries with i - k < 0 are zero. The tensors
+    live on the CPU and are never mutated. Raises ValueError for fields that do not fit together.
+    """
+
+    p: Tensor  # [T] float64
+    q: Tensor  # [T] float64
+    A: Tensor  # [T] float64
+    S: Tensor  # [T] float64
+    C: Tensor  # [T, K] float64
+    input_scale: Tensor  # [T] float64, c_i
+    timesteps: Tensor  # [T], the scheduler's values and dtype
+    init_noise_sigma: float
+    start: tuple[float, float]  # image-to-image: x_0 = start[0] * clean + start[1] * noise
+    stages: int  # network calls per solver step: 2 for Heun and its like, else 1
+    name: str
+    begin: int = 0  # rows of the schedule left out before the first, for image-to-image
+    levels: NoiseLevels | None = None  # None: unknown, and only fill "reuse" is possible
+
+    def __post_init__(self) -> None:
+        steps = self.p.shape[0] if self.p.ndim == 1 else 0
+        if steps < 1:
+            raise ValueError(f"p must have shape (T,) with T >= 1, got {tuple(self.p.shape)}")
+        if self.C.ndim != 2 or self.C.shape[0] != steps or self.C.shape[1] < 1:
+            raise ValueError(
+                f"C must have shape ({steps}, K) with K >= 1, got {tuple(self.C.shape)}"
+            )
+        for field in ("p", "q", "A", "S", "C", "input_scale", "timesteps"):
+            value = getattr(self, field)
+            if field != "C" and value.shape != (steps,):
+                raise ValueError(f"{field} must have shape ({steps},), got {tuple(value.shape)}")
+            if field != "timesteps" and value.dtype != torch.float64:
+                raise ValueError(f"{field} must be torch.float64, got {value.dtype}")
+            if not value.isfinite().all():
+                raise ValueError(f"{field} must be finite, got {value[~value.isfinite()].tolist()}")
+        numbers = (self.init_noise_sigma, *self.start)
+        if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+            raise ValueError(
+                "init_noise_sigma and the two weights of start must be finite, "
+                f"got {self.init_noise_sigma} and {self.start}"
+            )
+        if self.levels is not None and (
+            len(self.levels.a) != steps or len(self.levels.alpha) != steps + 1
+        ):
+            raise ValueError(f"levels must be those of {steps} rows, got {self.levels}")
+        if self.stages < 1:
+            raise ValueError(f"stages must be at least 1, got {self.stages}")
+
+    def __repr__(self) -> str:
+        return (
+            f"SolverTable({self.name}: {self.num_steps} steps, history {self.history}, "
+            f"stages {self.stages})"
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of network calls when nothing is skipped."""
+        return self.p.shape[0]
+
+    @property
+    def history(self) -> int:
+        """K, how many h a step reads, its own included."""
+        return self.C.shape[1]
+
+    def rows(self) -> Tensor:
+        """Return what step i needs of the solver, as one row.
+
+            [p, q, A, S, c_{i+1}, t_{i+1}, C_0 .. C_{K-1}]
+
+        The rows of the ops hold four numbers of the fill besides (`rules.fills.fill_tables`).
+
+        Returns [T, 6 + K] float32; c and t of the step after the last are 0.
+        """
+        ahead = torch.zeros(self.num_steps, 2, dtype=torch.float64, device="cpu")
+        ahead[:-1, 0] = self.input_scale[1:]
+        ahead[:-1, 1] = self.timesteps[1:].double()
+        own = torch.stack((self.p, self.q, self.A, self.S), dim=1)
+        return torch.cat((own, ahead, self.C), dim=1).float()
+
+    @classmethod
+    def from_scheduler(
+        cls,
+        scheduler: Any,
+        num_inference_steps: int | None = None,
+        *,
+        step_kwargs: Mapping[str, Any] | None = None,
+        strength: float | None = None,
+        begin_index: int = 0,
+        **set_timesteps_kwargs: Any,
+    ) -> "SolverTable":
+        """Read the table off a diffusers scheduler, which stays as it is.
+
+        scheduler: any object with the set_timesteps() and step() of diffusers.
+        num_inference_steps: steps of the whole schedule; None only with `timesteps` or `sigmas`.
+        step_kwargs: further arguments of step(), such as {"eta": 1.0}.
+        strength: in (0, 1], runs the last int(num_inference_steps * strength) solver steps, as
+            image-to-image pipelines do; begin_index: the first row to run. One of the two at most.
+        set_timesteps_kwargs: further arguments of set_timesteps(), such as mu or sigmas.
+
+        Raises UnsupportedSchedulerError where the scheduler is no table, TypeError for an object
+        that is no scheduler, ValueError for arguments out of range.
+        """
+        fields = read_scheduler(
+            *(scheduler, num_inference_steps, step_kwargs),
+            *(strength, begin_index, set_timesteps_kwargs),
+        )
+        return cls(**fields)

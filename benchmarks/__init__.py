@@ -1,0 +1,1 @@
+"""Benchmarks and the laboratory, in the rooms of the package."""

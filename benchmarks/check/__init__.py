@@ -1,0 +1,1 @@
+"""The parts of gpu_check.sh: device, sanitizers, aims and the report."""

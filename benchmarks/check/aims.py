@@ -1,0 +1,197 @@
+"""Ratios of one GPU benchmark run, and whether each aim of the project was met.
+
+An aim is met if every case it speaks of was timed and is within it, missed if one is not within,
+and unknown if none is known to miss it but not all were timed. A time too uncertain to tell on
+which side of the limit it lies counts as not timed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks.executors.overhead import planned
+
+LARGE_BYTES = 64e6
+FIRST_SIZE = "SDXL"
+# Networks of about SD-1.5's time.
+SD15_SIZE = ("SD-1.5", "5 ms")
+
+
+class Aim(NamedTuple):
+    name: str
+    text: str
+    bound: str  # "at most" or "at least"
+    limit: float
+    speaks_of: Callable[[dict], bool]  # of a row of ratios, or of a loop
+    value: Callable[[dict], float | None]
+
+
+def key(row: dict) -> tuple[str, str, str]:
+    return row["size"], row["op"], row["criterion"]
+
+
+def times(bench: dict) -> dict[tuple, dict[str, float]]:
+    """{case: {"implementation, how": microseconds of a launch}}."""
+    found = {key(case): {} for case in bench.get("cases", [])}
+    for row in bench.get("rows", []):
+        if row.get("us"):
+            found.setdefault(key(row), {})[f"{row['implementation']}, {row['how']}"] = row["us"]
+    return found
+
+
+def divide(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
+
+
+def ratios(bench: dict) -> list[dict]:
+    """A row for every planned case: our time in a graph and what the others take in units of it.
+
+    limit_us is what the case's bytes take at the rate of the large copy; call_times_* compare calls
+    from Python on both sides.
+    """
+    bandwidth = (bench.get("ceilings") or {}).get("copy_GB_per_s")
+    every, made = times(bench), []
+    for case in bench.get("cases", []):
+        took = every[key(case)]
+        ours, call = took.get("ours, graph"), took.get("ours, calls")
+        limit = divide(case["bytes"] / 1e3, bandwidth)
+        step = every.get((case["size"], "step", case["criterion"]), {}).get("ours, graph")
+        made.append(
+            {
+                **{name: case[name] for name in ("size", "op", "criterion", "bytes")},
+                "us": ours,
+                "graph_of_one_us": took.get("ours, graph of one"),
+                "call_us": call,
+                "limit_us": limit,
+                "share_of_limit": divide(limit, ours),
+                "times_copy": divide(took.get("copy, graph"), ours),
+                "times_eager": divide(took.get("eager, calls"), ours),
+                "times_compiled": divide(took.get("compiled, calls"), ours),
+                "times_captured": divide(took.get("captured, graph"), ours),
+                "times_triton": divide(took.get("triton, graph"), ours),
+                "call_times_eager": divide(took.get("eager, calls"), call),
+                "call_times_compiled": divide(took.get("compiled, calls"), call),
+                "over_step": divide(ours, step) if case["op"] == "advance" else None,
+            }
+        )
+    return made
+
+
+def _of(op: str, least_bytes: float = 0.0, size: str | None = None) -> Callable[[dict], bool]:
+    return lambda row: (
+        row["op"] == op and row["bytes"] >= least_bytes and size in (None, row["size"])
+    )
+
+
+def _aims() -> list[Aim]:
+    first = _of("step", size=FIRST_SIZE)
+    made = [
+        Aim(
+            "sdxl_step_us",
+            "SDXL, one image: microseconds of a step in a graph",
+            *("at most", 4.0, first, lambda row: row["us"]),
+        ),
+        Aim(
+            "sdxl_step_times_eager",
+            "SDXL, one image: times the time of step that eager takes",
+            *("at least", 50.0, first, lambda row: row["times_eager"]),
+        ),
+        Aim(
+            "advance_over_step",
+            "every size: a run of five steps by advance over one step",
+            *("at most", 1.5, _of("advance"), lambda row: row["over_step"]),
+        ),
+    ]
+    for op in ("step", "advance"):
+        made += [
+            Aim(
+                f"large_{op}_share",
+                f"{op} that moves 64 MB or more: share of the copy bandwidth",
+                *("at least", 0.85, _of(op, LARGE_BYTES), lambda row: row["share_of_limit"]),
+            ),
+            Aim(
+                f"{op}_times_eager",
+                f"every size: times the time of {op} that eager takes",
+                *("at least", 50.0, _of(op), lambda row: row["times_eager"]),
+            ),
+            Aim(
+                f"{op}_times_compiled",
+                f"every size: times the time of {op} that torch.compile takes",
+                *("at least", 1.5, _of(op), lambda row: row["times_compiled"]),
+            ),
+        ]
+    return made
+
+
+def _certain(number: str, error: str, limit: float) -> Callable[[dict], float | None]:
+    def value(row: dict) -> float | None:
+        known = row[number] is not None and abs(row[number] - limit) > row[error]
+        return row[number] if known else None
+
+    return value
+
+
+def _loop_aims() -> list[Aim]:
+    """Of the rows of executors/overhead.py."""
+    per_tick, share = 15.0, 0.01
+    return [
+        Aim(
+            "loop_overhead_us",
+            "loops of networks of 0.2 to 20 ms: microseconds per tick beside plain replays",
+            *("at most", per_tick, lambda row: row["kind"] == "stack"),
+            _certain("overhead_us_per_tick", "overhead_error_us", per_tick),
+        ),
+        Aim(
+            "loop_overhead_share",
+            "loops at SD-1.5's size: share that is not the network's",
+            "at most",
+            share,
+            lambda row: row["executor"] != "eager" and row["network"] in SD15_SIZE,
+            _certain("overhead_share", "overhead_share_error", share),
+        ),
+        Aim(
+            "loop_adaptive_gain",
+            "26 of 50 calls over 50, as one graph: share of T / NFE gained",
+            "at least",
+            0.98,
+            lambda row: row["executor"] == "graph" and row["pattern"] == "adaptive",
+            lambda row: row["speedup_share"],
+        ),
+    ]
+
+
+def _name(row: dict) -> str:
+    return row.get("name") or f"{row['size']}, {row['criterion']}"
+
+
+def judge(aim: Aim, rows: list[dict]) -> dict:
+    spoken = [row for row in rows if aim.speaks_of(row)]
+    values = {_name(row): aim.value(row) for row in spoken}
+    known = {case: value for case, value in values.items() if value is not None}
+    at_most = aim.bound == "at most"
+    missed = [c for c, v in known.items() if not (v <= aim.limit if at_most else v >= aim.limit)]
+    worst = (max if at_most else min)(known, key=known.get) if known else None
+    verdict = "met"
+    if missed:
+        verdict = "missed"
+    elif not known or len(known) < len(values):
+        verdict = "unknown"
+    return {
+        "name": aim.name,
+        "text": f"{aim.text}: {aim.bound} {aim.limit:g}",
+        "verdict": verdict,
+        "worst": None if worst is None else {"case": worst, "value": known[worst]},
+        "missed_by": missed,
+        "not_timed": [case for case in values if case not in known],
+    }
+
+
+def aims(bench: dict) -> list[dict]:
+    """The verdict on every aim of the kernels."""
+    rows = ratios(bench)
+    return [judge(aim, rows) for aim in _aims()]
+
+
+def loop_aims(loop: dict) -> list[dict]:
+    """The verdict on every aim of the loop."""
+    rows = planned(loop)
+    return [judge(aim, rows) for aim in _loop_aims()]

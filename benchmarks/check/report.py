@@ -1,0 +1,186 @@
+"""Puts gpu_check.json together from what the parts of gpu_check.sh left, and says what failed.
+
+    python -m benchmarks.check.report --out DIR --device FILE NAME:STATUS:SECONDS ...
+
+STATUS is a part's exit code, or "skipped", with the reason in place of the seconds. Every field is
+there whatever is missing; what could not be read says why. Exit code 1 if anything failed. An aim
+that was missed is no failure.
+"""
+
+import argparse
+import json
+import re
+import sys
+import xml.etree.ElementTree as xml
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.check.aims import aims, loop_aims, ratios
+from benchmarks.executors.overhead import planned
+
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+CODES = {"124": "ran out of time", "137": "ran out of time and was killed", "127": "is not here"}
+
+
+def parts(given: list[str]) -> list[dict]:
+    made = []
+    for one in given:
+        name, status, told = one.split(":", 2)
+        skipped = status == "skipped"
+        made.append(
+            {
+                "name": name,
+                "verdict": "skipped" if skipped else "passed" if status == "0" else "failed",
+                "why": told if skipped else CODES.get(status, f"exit code {status}"),
+                "seconds": None if skipped else int(told),
+            }
+        )
+    return made
+
+
+def tests(path: Path) -> dict:
+    """Counts of the suites in a junit file, the reasons of skips and the failures by name."""
+    counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    failed, reasons = [], {}
+    for suite in xml.parse(path).getroot().iter("testsuite"):
+        for name in counts:
+            counts[name] += int(suite.get(name, 0))
+    for case in xml.parse(path).getroot().iter("testcase"):
+        for kind in ("failure", "error"):
+            for found in case.iter(kind):
+                message = (found.get("message") or "").split("\n")[0][:300]
+                failed.append(f"{case.get('classname')}::{case.get('name')}: {message}")
+        for found in case.iter("skipped"):
+            why = found.get("message") or ""
+            reasons[why] = reasons.get(why, 0) + 1
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    return {**counts, "passed": passed, "failed": failed, "skip_reasons": reasons}
+
+
+def sanitizers(log: Path, done: list[dict]) -> dict:
+    """What each tool of compute-sanitizer said last, by the headings gpu_check.sh writes."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    said = dict(re.findall(r"^== (\w+)[^\n]*\n(.*?)(?=^== |\Z)", text, re.MULTILINE | re.DOTALL))
+    made = {}
+    for tool in SANITIZERS:
+        part = next((p for p in done if p["name"] == tool), None)
+        summaries = re.findall(r"[A-Z ]*SUMMARY: .*", said.get(tool, ""))
+        made[tool] = {
+            "verdict": part["verdict"] if part else "not reached",
+            "why": part["why"] if part else None,
+            "summary": summaries[-1].strip() if summaries else None,
+        }
+    return made
+
+
+def read(path: Path) -> dict:
+    made = json.loads(path.read_text())
+    if not isinstance(made, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return made
+
+
+def attempt(make: Callable[[], Any], otherwise: Any = None) -> Any:
+    """make(), or why it could not be made."""
+    try:
+        return make()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"} if otherwise is None else otherwise
+
+
+def failures(report: dict) -> list[str]:
+    """What failed, a line each."""
+    device = report["device"]
+    found = [f"device: {device[why]}" for why in ("problem", "error") if device.get(why)]
+    reached = {part["name"]: part["verdict"] for part in report["parts"]}
+    for part in report["parts"]:
+        # The device's problem says more than their exit codes.
+        if part["verdict"] == "failed" and not (found and part["name"] in ("device", "library")):
+            found.append(f"{part['name']}: {part['why']}")
+    for name in ("tests", "loop", "benchmarks"):
+        if name not in reached:
+            found.append(f"{name}: not reached")
+        elif "error" in report[name]:
+            found.append(f"{name}: no results: {report[name]['error']}")
+    found += [f"test {line}" for line in report["tests"].get("failed", [])]
+    if report["tests"].get("passed") == 0:
+        found.append("tests: none passed")
+    for name, word in (("loop", "loop"), ("benchmarks", "benchmark")):
+        found += [f"{word} {line}" for line in report[name].get("failed", [])]
+        found += [f"{word} {n}: not timed" for n in report[name].get("not_begun", [])]
+    return found
+
+
+def build(out: Path, device: Path, given: list[str]) -> dict:
+    done = attempt(lambda: parts(given), [])
+    bench = attempt(lambda: read(out / "bench.json"))
+    loop = attempt(lambda: read(out / "loop.json"))
+    report = {
+        "device": attempt(lambda: read(device)),
+        "parts": done,
+        "tests": attempt(lambda: tests(out / "tests.xml")),
+        "sanitizers": attempt(lambda: sanitizers(out / "sanitize.log", done)),
+        "ceilings": bench.get("ceilings"),
+        "ratios": attempt(lambda: ratios(bench), []),
+        "aims": attempt(lambda: aims(bench), []) + attempt(lambda: loop_aims(loop), []),
+        "benchmarks": bench,
+        "loop": loop,
+    }
+    return {"failed": failures(report), **report}
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def table(title: str, names: list[str], rows: list[dict], columns: tuple[str, ...]) -> list[str]:
+    if not rows:
+        return []
+    lines = [f"{title:<34}" + "".join(f"{c.replace('overhead_', ''):>15}" for c in columns)]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(f"{name:<34}" + "".join(f"{number(row[c]):>15}" for c in columns))
+    return lines
+
+
+def told(report: dict) -> str:
+    """A short table: every case, every aim, what failed."""
+    kernels = [row for row in report["ratios"] if row["us"]]
+    loops = attempt(lambda: [row for row in planned(report["loop"]) if row["us"]], [])
+    columns = ("us", "share_of_limit", "times_copy", "times_eager", "times_compiled", "over_step")
+    names = [f"{row['size']}, {row['op']}, {row['criterion']}" for row in kernels]
+    lines = table("in a graph", names, kernels, columns)
+    columns = ("us", "ticks", "replay_us", "overhead_us_per_tick", "speedup", "speedup_share")
+    lines += table("samplings", [row["name"] for row in loops], loops, columns)
+    for aim in report["aims"] if kernels or loops else []:
+        worst = aim["worst"] or {"value": None, "case": "nothing timed"}
+        lines.append(
+            f"{aim['verdict']:>8}: {aim['text']} ({number(worst['value'])}: {worst['case']})"
+        )
+    for part in report["parts"]:
+        if part["verdict"] == "skipped":
+            lines.append(f" skipped: {part['name']}: {part['why']}")
+    for name, why in attempt(lambda: dict(report["loop"]["skipped"]), {}).items():
+        lines.append(f" skipped: loop of {name}: {why}")
+    lines += [f"  failed: {line}" for line in report["failed"]] or ["  failed: nothing"]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--device", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--quiet", action="store_true", help="write the file alone")
+    parser.add_argument("parts", nargs="*", metavar="NAME:STATUS:SECONDS")
+    options = parser.parse_args(arguments)
+    report = build(options.out, options.device, options.parts)
+    path = options.out / "gpu_check.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    if not options.quiet:
+        print(told(report))
+        print(f"all of it: {path}")
+    return 1 if report["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

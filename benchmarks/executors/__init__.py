@@ -1,0 +1,1 @@
+"""Whole samplings by every executor."""

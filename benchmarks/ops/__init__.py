@@ -1,0 +1,1 @@
+"""`step` and `advance`: times and bytes."""

@@ -1,0 +1,1 @@
+"""`step` on the CPU, by pytest-benchmark."""

@@ -1,0 +1,1 @@
+"""`step` and `advance` on a GPU, by CUDA events and graph replays."""

@@ -1,0 +1,198 @@
+"""Times `step` and `advance` on the GPU against eager torch, torch.compile and a copy.
+
+    python -m benchmarks.ops.gpu.bench --out bench/gpu/bench.json [--seconds 200]
+
+Every implementation is checked against `reference` before it is timed; one that fails is reported
+and not timed. The JSON is written after every case, the cases come by what is asked of them, and
+none is begun that would not end within the seconds. `--device cpu --tiny` runs the same code on a
+CPU; its times mean nothing.
+"""
+
+import argparse
+import functools
+import gc
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from adaptive_kernels import ops
+from benchmarks.ops.gpu.cases import LAUNCHES, SIZES, TINY, Case, Lane, cases, lane
+from benchmarks.ops.gpu.compiled import Captured, Compiled
+from benchmarks.ops.gpu.eager import eager
+from benchmarks.ops.gpu.expected import expected, verify
+from benchmarks.ops.gpu.runners import Copy, Op, Runner
+from benchmarks.support.clock import Clock, ceilings, clock
+
+# What the words of a result mean, for whoever reads the JSON alone.
+WORDS = {
+    "us": "microseconds of a launch: median over rounds; low_us and high_us are the quartiles",
+    "bytes": "what a launch must read and write once",
+    "graph": f"{LAUNCHES} launches in one CUDA graph, each from where the last one stopped",
+    "graph of one": "replays of a CUDA graph that holds one launch, all of them on one state",
+    "calls": "calls from Python, one behind the other",
+    "L2": "one state: small data stays in the GPU's cache between launches, as in a sampling",
+    "device memory": "launches take turns at states of four times the cache",
+    "ours": "the compiled library",
+    "triton": "the same op in Triton",
+    "eager": "diffusers' scheduler, lists of the past, a Python `if` on a tensor",
+    "compiled": 'the same as one function under torch.compile(mode="reduce-overhead")',
+    "captured": "torch.compile's kernels without its calls: many in one CUDA graph, as ours",
+    "copy": "the device's copy of half the bytes: as many read and written together",
+}
+# What serves a device where the op is worth timing.
+COMPILED = {"cuda": "compiled CUDA", "cpu": "compiled C++"}
+
+
+def compiled_op(case: Case, lanes: list[Lane]) -> Op:
+    device = lanes[0].state.latents.device.type
+    name, why = ops.implementation(device)
+    if name != COMPILED[device]:
+        raise AssertionError(f"the op is served by {name}: {why}")
+    return Op(case, lanes, getattr(ops, case.op))
+
+
+def triton_op(case: Case, lanes: list[Lane]) -> Op:
+    module = importlib.import_module("adaptive_kernels.ops.triton.launch")
+    made = Op(case, lanes, getattr(module, case.op))
+    # `advance` in Triton is a launch per step; a graph shows what that costs.
+    made.hows = ("graph", "calls")
+    return made
+
+
+def implementations(device: str) -> dict[str, Callable[[Case, list[Lane]], Runner]]:
+    made = {"ours": compiled_op, "eager": eager, "copy": Copy}
+    if device == "cuda":
+        if importlib.util.find_spec("adaptive_kernels.ops.triton.launch"):
+            made["triton"] = triton_op
+        made |= {"compiled": Compiled, "captured": Captured}
+    return made
+
+
+def time_one(runner: Runner, how: str, of: Clock, seconds: float) -> dict:
+    """A runner's time by one of its hows."""
+    ks, launches = list(range(runner.calls)), 1
+    call, calls = runner, runner.calls
+    if how == "graph":
+        graph = of.capture(functools.partial(in_turn, runner, ks))
+        call, calls, launches = (lambda k: graph()), 1, len(ks)
+    elif how == "graph of one":
+        graph = of.capture(functools.partial(runner, 0))
+        call, ks = (lambda k: graph()), [0] * len(ks)
+    timing = of.measure(call, calls, launches=launches, reset=runner.reset, seconds=seconds)
+    runner.verify(ks)
+    return timing._asdict()
+
+
+def in_turn(runner: Runner, ks: list[int]) -> None:
+    for k in ks:
+        runner(k)
+
+
+def measure(case: Case, of: Clock, seconds: float, made: dict[str, Callable]) -> list[dict]:
+    """A row of results for every implementation and how; rows of what failed have an error."""
+    count = case.lanes(of.cache_bytes)
+    lanes = [lane(case, of.device, seed) for seed in range(count)]
+    right = expected(case, lanes[0])
+    facts = {**case.facts(), "lanes": count, "data": "L2" if count == 1 else "device memory"}
+    rows = []
+    for name, make in made.items():
+        row = {**facts, "implementation": name, "how": None}
+        try:
+            runner = make(case, lanes)
+            runner.reset()
+            runner(0)
+            of.wait()
+            if (result := runner.result()) is not None:
+                verify(case, lanes[0], right, result, eager=name == "eager")
+            for how in runner.hows:
+                row["how"] = how
+                timing = time_one(runner, how, of, seconds)
+                rate = case.bytes_moved / timing["us"] / 1e3
+                rows.append({**row, **timing, "GB_per_s": rate, "note": runner.note})
+        except Exception as error:
+            rows.append({**row, "error": f"{type(error).__name__}: {error}"[:600]})
+    return rows
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Everything that is timed, written to options.out after every case."""
+    began = time.perf_counter()
+    of = clock(options.device)
+    planned = cases(TINY if options.tiny else SIZES)
+    report = {
+        "device": options.device,
+        "words": WORDS,
+        "cache_bytes": of.cache_bytes,
+        "ceilings": None,
+        "cases": [case.facts() for case in planned],
+        "rows": [],
+        "not_begun": [str(case) for case in planned],
+        "failed": [],
+    }
+
+    def write() -> None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    write()
+    try:
+        report["ceilings"] = ceilings(of, 1 << 20 if options.tiny else 1 << 30)
+        print(json.dumps(report["ceilings"]), flush=True)
+    except Exception as error:
+        report["failed"].append(f"ceilings: {type(error).__name__}: {error}")
+    longest = 0.0
+    for case in planned:
+        start = time.perf_counter()
+        if start + longest > began + options.seconds:
+            break
+        try:
+            rows = measure(case, of, options.each, implementations(options.device))
+        except Exception as error:
+            rows = []
+            report["failed"].append(f"{case}: {type(error).__name__}: {error}")
+        report["rows"] += rows
+        report["failed"] += [
+            f"{case}, {r['implementation']}: {r['error']}" for r in rows if "error" in r
+        ]
+        report["not_begun"].remove(str(case))
+        longest = max(longest, time.perf_counter() - start)
+        say(case, rows, time.perf_counter() - began)
+        write()
+        gc.collect()
+    write()
+    return report
+
+
+def say(case: Case, rows: list[dict], seconds: float) -> None:
+    print(f"{case} ({case.bytes_moved / 1e6:.2f} MB), at {seconds:.0f} s", flush=True)
+    for row in rows:
+        how = f"{row['implementation']}, {row['how']}"
+        told = row.get("error") or f"{row['us']:10.2f} us {row['GB_per_s']:9.1f} GB/s"
+        print(f"    {how:<20} {told}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON")
+    parser.add_argument("--seconds", type=float, default=200.0, help="for all cases")
+    parser.add_argument("--each", type=float, default=0.12, help="seconds of a time")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks.ops.gpu.bench: no CUDA GPU is here", file=sys.stderr)
+        return 1
+    with torch.no_grad():
+        report = run(options)
+    for line in report["failed"] + [f"{name}: no time was left" for name in report["not_begun"]]:
+        print(f"failed: {line}")
+    return 1 if report["failed"] or report["not_begun"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

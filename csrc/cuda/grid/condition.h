@@ -1,0 +1,21 @@
+// The end of a launch inside a CUDA graph: whether its loop goes on.
+#pragma once
+
+#include "cuda/grid/workspace.h"
+#include "op/progress.h"
+
+namespace ak {
+
+// By one thread, once for every sample of a launch: the last one sets the graph's condition.
+__device__ __forceinline__ void tell_graph(const Args& a, const Place& at) {
+  if (!a.conditional) return;
+  Head* head = head_of(a, 0);
+  if (moves(a, at, true)) atomicExch(&head->unfinished, 1u);
+  __threadfence();
+  if (atomicAdd(&head->concluded, 1u) != static_cast<uint32_t>(a.B - 1)) return;
+  __threadfence();
+  head->concluded = 0;
+  cudaGraphSetConditional(a.condition, atomicExch(&head->unfinished, 0u));
+}
+
+}  // namespace ak

@@ -1,0 +1,124 @@
+// Where a sample stands, what it looks up there, and how a step moves it on; host and device.
+#pragma once
+
+#include "op/args.h"
+
+namespace ak {
+
+struct Place {
+  int64_t b;
+  int32_t index, run, nfe, newest, before;
+  double norms[2];
+};
+
+AK_HD Place place_of(const Args& a, int64_t b) {
+  const int32_t* p = a.progress + b;
+  const double* n = a.norms + 2 * b;
+  return {b, p[0], p[a.B], p[2 * a.B], p[3 * a.B], p[4 * a.B], {n[0], n[1]}};
+}
+
+// Whether these can be the counters of a sampling; reads are bound by them.
+AK_HD bool is_possible(const Place& at) {
+  return at.index >= 0 && at.run >= 0 && at.nfe >= 0 && at.before >= 0 && at.before <= at.newest &&
+         at.newest <= at.index;
+}
+
+AK_HD bool moves(const Args& a, const Place& at, bool fresh) {
+  return is_possible(at) && at.index < a.T && (at.run > 0 || fresh);
+}
+
+AK_HD bool is_fresh(const Place& at) { return at.run == 0; }
+
+// Whether the step ends a whole step.
+AK_HD bool is_boundary(const Args& a, const Place& at) {
+  return slot(at.index + 1, a.rule.stages) == 0;
+}
+
+AK_HD bool wants_first(const Args& a, const Place& at) {
+  return needs_first(a.rule.criterion) && is_boundary(a, at);
+}
+
+AK_HD bool wants_third(const Args& a, const Place& at) {
+  return needs_third(a.rule.criterion) && is_boundary(a, at) && at.index + 1 >= 3 * a.rule.stages;
+}
+
+AK_HD bool wants_defect(const Args& a, const Place& at) {
+  return needs_defect(a.rule.criterion) && is_boundary(a, at) && is_fresh(at);
+}
+
+// Weights of the step, by the distances to the last two refreshes.
+AK_HD const float* weights_of(const Args& a, const Place& at) {
+  const int64_t gap = distance(at.index - at.newest, a.G);
+  const int64_t previous = distance(at.newest - at.before, a.G);
+  return a.weights + ((at.index * a.G + gap) * a.G + previous) * kWeights;
+}
+
+AK_HD Weights weights_at(const Args& a, const Place& at) {
+  const float* w = weights_of(a, at);
+  return {{w[0], w[1], w[2]}, {w[3], w[4], w[5]}, w[6]};
+}
+
+// What the rule predicts for the step, were it the next skipped one in a row.
+AK_HD double predict(const Args& a, const Place& at) {
+  if (a.rule.criterion == kPlan) return a.run_cost[at.index * a.G * a.Q];
+  if (a.rule.criterion != kDefect) return 0.0;
+  const int64_t skips = (at.run - 1) / a.rule.stages + 1;
+  const int64_t gap = distance(at.newest - at.before, a.G);
+  const int64_t entry = (at.newest * a.G + gap) * a.Q + distance(skips, a.Q);
+  return at.norms[0] * static_cast<double>(a.run_cost[entry]);
+}
+
+// The counters of a sample one step on, before the decision.
+AK_HD void step_past(Place* at) {
+  if (is_fresh(*at)) {
+    at->nfe += 1;
+    at->before = at->newest;
+    at->newest = at->index;
+  }
+  at->run += 1;
+  at->index += 1;
+}
+
+// Moves a sample past the step it stands at, and decides about the next one. `sums` are those of
+// all samples where they decide together; `first` is the sample's own.
+AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums) {
+  const int64_t step = at->index;
+  if (wants_defect(a, *at))
+    at->norms[0] = std::sqrt(sums.defect / sums.elements) * weights_at(a, *at).spread;
+  if (wants_first(a, *at)) {
+    at->norms[1] = at->norms[0];
+    at->norms[0] = first;
+  }
+  step_past(at);
+  Decision decision = {true, NAN};
+  if (at->index < a.T) {
+    sums.predicted = predict(a, *at);
+    decision = decide(a.rule, step, at->run, sums, a.threshold[at->b]);
+  }
+  if (decision.refresh) at->run = 0;
+  return decision;
+}
+
+// The same, with the trace of it written.
+AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums) {
+  if (is_fresh(*at)) a.refreshed[at->index * a.B + at->b] = true;
+  const Decision decision = move_on(a, at, first, sums);
+  if (at->index == a.T) return;
+  a.refreshed[at->index * a.B + at->b] = decision.refresh;
+  a.score[at->index * a.B + at->b] = decision.score;
+}
+
+// Writes where a sample that moved stands now, and the timestep its network is fed next.
+AK_HD void save(const Args& a, const Place& at) {
+  int32_t* p = a.progress + at.b;
+  p[0] = at.index;
+  p[a.B] = at.run;
+  p[2 * a.B] = at.nfe;
+  p[3 * a.B] = at.newest;
+  p[4 * a.B] = at.before;
+  a.norms[2 * at.b] = at.norms[0];
+  a.norms[2 * at.b + 1] = at.norms[1];
+  if (at.index < a.T) set_timestep(a, at.b, row_at(a.rows, a.width, at.index - 1).timestep);
+}
+
+}  // namespace ak

@@ -1,0 +1,682 @@
+"""The GPU check and its benchmarks, as far as a machine without a GPU can prove them."""
+
+import functools
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from adaptive_kernels import SolverTable
+from adaptive_kernels.ops import reference
+from benchmarks.check import aims as gpu_aims
+from benchmarks.check import report as gpu_report
+from benchmarks.executors import overhead as gpu_overhead
+from benchmarks.ops.gpu import bench as gpu_bench
+from benchmarks.ops.gpu import cases as gpu_cases
+from benchmarks.ops.gpu import compiled as gpu_compiled
+from benchmarks.ops.gpu import eager as gpu_eager
+from benchmarks.ops.gpu import expected as gpu_expected
+from benchmarks.ops.gpu import runners as gpu_runners
+from benchmarks.support import clock as gpu_clock
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+LOGS = ("tests.log", "sanitize.log", "loop.log", "bench.log")
+CASES = [
+    case
+    for dtype in (torch.float32, torch.bfloat16)
+    for case in gpu_cases.cases(gpu_cases.TINY, dtype)
+]
+FLOAT32 = [case for case in CASES if case.dtype == torch.float32]
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(before)
+
+
+def as_it_stands(function, **_):
+    """In place of torch.compile."""
+    return function
+
+
+def written_out(case, lanes):
+    """`eager` where diffusers is missing."""
+    made = gpu_eager.eager(case, lanes)
+    made.scheduler, made.note = gpu_eager.Ddim("cpu"), "written out"
+    return made
+
+
+RUNNERS = {
+    "ours": gpu_bench.compiled_op,
+    "eager": gpu_eager.eager,
+    "eager, written out": written_out,
+    "compiled": functools.partial(gpu_compiled.Compiled, compile=as_it_stands),
+}
+
+
+@functools.cache
+def lanes(case):
+    return [gpu_cases.lane(case, "cpu", seed) for seed in range(2)]
+
+
+@functools.cache
+def expected(case):
+    return gpu_expected.expected(case, lanes(case)[0])
+
+
+def first(name, case):
+    """What launch 0 of a runner left."""
+    runner = RUNNERS[name](case, lanes(case))
+    runner.reset()
+    runner(0)
+    return runner.result()
+
+
+def verify(name, case, result):
+    gpu_expected.verify(case, lanes(case)[0], expected(case), result, eager="eager" in name)
+
+
+def test_the_table_is_that_of_diffusers_scheduler():
+    scheduler, note = gpu_eager.scheduler("cpu")
+    assert diffusers.__version__ in note
+    own, theirs = gpu_cases.table(), SolverTable.from_scheduler(scheduler, gpu_cases.STEPS)
+    assert torch.equal(own.timesteps, theirs.timesteps)
+    for a, b in (
+        (own.A, theirs.A),
+        (own.C[:, 0] * own.q, theirs.C[:, 0] * theirs.q),
+        (own.p, theirs.p),
+        (own.input_scale, theirs.input_scale),
+        (own.levels.alpha, theirs.levels.alpha),
+        (own.levels.sigma, theirs.levels.sigma),
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_the_scheduler_written_out_has_the_bits_of_diffusers():
+    theirs, _ = gpu_eager.scheduler("cpu")
+    own = gpu_eager.Ddim("cpu")
+    assert torch.equal(own.timesteps, theirs.timesteps)
+    sample, output = torch.randn(2, 2, 3, 5)
+    for dtype in (torch.float32, torch.bfloat16):
+        for t in own.timesteps[[0, 15, 100, -1]]:
+            a, b = (
+                s.step(output.to(dtype), t, sample, return_dict=False)[0] for s in (own, theirs)
+            )
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}, {case.dtype}")
+def test_every_implementation_makes_the_step_that_reference_makes(name, case):
+    verify(name, case, first(name, case))
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+@pytest.mark.parametrize("case", FLOAT32, ids=str)
+def test_a_wrong_result_is_not_timed(name, case):
+    right = first(name, case)
+    # diffusers' arithmetic cancels terms, and its bound is as much wider.
+    little = 1e-3 if "eager" in name else 1e-4
+
+    def off(field, by):
+        """The result with the last number of a field wrong."""
+        value = torch.as_tensor(getattr(right, field)).clone()
+        value.view(-1)[-1] += by
+        return right._replace(**{field: value})
+
+    wrongs = [
+        *(off("latents", by) for by in (little, torch.nan)),
+        *(off("model_input", by) for by in (little, torch.nan)),
+        *(off("steps", by) for by in (1, -1)),
+        *(right._replace(score=torch.as_tensor(right.score) * by) for by in (1.05, torch.nan)),
+        right._replace(latents=right.latents.bfloat16()),
+        right._replace(model_input=right.model_input.bfloat16()),
+    ]
+    if case.criterion == "defect":
+        wrongs += [off("kept", little), off("kept", torch.nan)]
+    for wrong in wrongs:
+        with pytest.raises(AssertionError):
+            verify(name, case, wrong)
+
+
+def slots(state):
+    """{(buffer, slot): its numbers} of what is as large as latents."""
+    batch, made = state.latents.shape[1], {}
+    for name in ("latents", "outputs", "model_output", "model_input"):
+        value = getattr(state, name)
+        if value is not None:
+            parts = value if value.ndim == 3 else value.split(batch)
+            made |= {(name, k): part for k, part in enumerate(parts)}
+    return made
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}, {case.dtype}")
+def test_bytes_moved_are_what_the_reference_touches(case):
+    """A slot is read if what it holds matters elsewhere, and written if a launch changes it.
+
+    Of the latents only those that the next step reads must be written.
+    """
+    lane = lanes(case)[0]
+    end, read = gpu_cases.START + case.steps, 3 if case.criterion == "third_order" else 1
+    needed = {("latents", (end - back) % gpu_cases.RING) for back in range(read)}
+
+    def launch(other=None):
+        """All slots and scalars after launch 0, with other numbers in one slot before it."""
+        state = gpu_cases.clone(lane.state)
+        state.model_output = lane.model_outputs[0].clone()
+        if other:
+            part = slots(state)[other]
+            part.copy_(torch.rand(part.shape) + 2)
+        if case.op == "step":
+            reference.step(*state.arguments(), True)
+        else:
+            reference.advance(*state.arguments())
+        return slots(state) | {"score": state.score, "norms": state.norms}
+
+    def same(a, b):
+        return torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+    before, after, moved = slots(lane.state), launch(), 0
+    for at, part in slots(lane.state).items():
+        changed = launch(at)
+        read = any(not same(after[key], changed[key]) for key in after if key != at)
+        written = at[0] != "model_output" and not same(after[at], before[at])
+        written = written and (at[0] != "latents" or at in needed)
+        moved += (read + written) * part.nbytes
+    assert moved == case.bytes_moved
+
+
+def test_large_data_comes_from_device_memory():
+    """Launches that move much take turns at states of four times the L2, the others at one."""
+    l2 = 50 << 20
+    for case in gpu_cases.cases():
+        count = case.lanes(l2)
+        assert count == 1 or count * case.bytes_moved >= 4 * l2
+        assert count > 1 or case.bytes_moved < gpu_aims.LARGE_BYTES / 2
+    large = {case.size.name for case in gpu_cases.cases() if case.bytes_moved >= 64e6}
+    assert large == {"SDXL x 64", "Wan 720p", "Wan 480p"}
+
+
+def test_launches_in_a_row_walk_through_the_sampling():
+    """What a graph would hold, on two lanes; and a launch that did nothing is noticed."""
+    clock = gpu_clock.Clock()
+    for case in FLOAT32:
+        runner = gpu_bench.compiled_op(case, lanes(case))
+        for how in runner.hows:
+            timed = gpu_bench.time_one(runner, how, clock, 1e-3)
+            assert timed["launches"] == gpu_cases.LAUNCHES
+            assert timed["low_us"] <= timed["us"] <= timed["high_us"]
+        runner.reset()
+        before = runner.states[0].latents.clone()
+        gpu_bench.in_turn(runner, range(gpu_cases.LAUNCHES - 1))
+        with pytest.raises(AssertionError, match="after the timing"):
+            runner.verify(list(range(gpu_cases.LAUNCHES)))
+        runner.reset()
+        assert not torch.equal(runner.states[0].latents.nan_to_num(7), before)
+        assert runner.states[0].latents.abs().nan_to_num(0).max() < 10
+
+
+def test_the_clock_resets_outside_a_round():
+    calls = []
+    timing = gpu_clock.Clock().measure(
+        lambda k: calls.append(k), 3, launches=2, reset=lambda: calls.append("reset"), seconds=0
+    )
+    assert calls == ["reset", 0, 1, 2] * (3 + gpu_clock.LEAST_ROUNDS)
+    assert timing.rounds == gpu_clock.LEAST_ROUNDS and timing.launches == 6 and timing.us > 0
+
+
+@pytest.mark.parametrize("criterion", gpu_cases.CRITERIA)
+@pytest.mark.parametrize("op", gpu_cases.OPS)
+def test_the_compiled_functions_are_one_graph(criterion, op):
+    case = gpu_cases.Case(gpu_cases.TINY[0], op, criterion)
+    seen = []
+
+    def count(module, _):
+        seen.append(module)
+        return module.forward
+
+    def compiler(function, fullgraph, dynamic, mode):
+        assert (fullgraph, dynamic, mode) == (True, False, "reduce-overhead")
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=count)
+
+    runner = gpu_compiled.Compiled(case, lanes(case), compile=compiler)
+    for k in range(4):
+        runner(k)
+    assert runner.note == "torch.compile, mode reduce-overhead"
+    # One graph serves both lanes: nothing is compiled again while times are taken.
+    assert len(seen) == 1
+
+
+def test_an_implementation_that_fails_is_reported_and_not_timed(monkeypatch):
+    class Wrong(gpu_runners.Op):
+        def result(self):
+            right = super().result()
+            return right._replace(latents=right.latents + 1)
+
+    def none(case, lanes):
+        raise RuntimeError("not built")
+
+    case = FLOAT32[0]
+    made = {
+        "ours": gpu_bench.compiled_op,
+        "wrong": lambda case, lanes: Wrong(case, lanes, torch.ops.adaptive_kernels.step.default),
+        "none": none,
+    }
+    rows = gpu_bench.measure(case, gpu_clock.Clock(), 1e-3, made)
+    errors = {row["implementation"]: row["error"] for row in rows if "error" in row}
+    assert errors.keys() == {"wrong", "none"}
+    assert "latents" in errors["wrong"] and "not built" in errors["none"]
+    assert {row["how"] for row in rows if "us" in row} == {"graph", "graph of one", "calls"}
+
+
+def bench(**times):
+    """A benchmark run of one small and one large size by made-up times in microseconds."""
+    made = {"ours, graph": 3.0, "eager, calls": 600.0, "compiled, calls": 30.0} | times
+    cases, rows = [], []
+    for size, moved in (("SDXL", 1e6), ("Wan 720p", 100e6)):
+        for op in ("step", "advance"):
+            case = {"size": size, "op": op, "criterion": "defect", "bytes": moved}
+            cases.append(case)
+            # The limit of 100 MB at 4000 GB/s is 25 us.
+            scale = (1 if size == "SDXL" else 9) * (1 if op == "step" else 1.25)
+            for name, us in made.items():
+                implementation, how = name.split(", ")
+                told = {"error": "it failed"} if us is None else {"us": us * scale}
+                rows.append({**case, "implementation": implementation, "how": how, **told})
+    return {"cases": cases, "rows": rows, "ceilings": {"copy_GB_per_s": 4000.0}}
+
+
+def verdicts(run):
+    return {aim["name"]: aim["verdict"] for aim in gpu_aims.aims(run)}
+
+
+def test_aims_are_met_missed_or_unknown():
+    met = gpu_aims.aims(bench())
+    assert {aim["verdict"] for aim in met} == {"met", "missed"}
+    # 25 us of 33.75.
+    (missed,) = [aim for aim in met if aim["verdict"] == "missed"]
+    assert missed["name"] == "large_advance_share"
+    assert missed["missed_by"] == ["Wan 720p, defect"]
+    assert missed["worst"]["value"] == pytest.approx(25 / 33.75)
+
+    at = verdicts(bench(**{"ours, graph": 4.0, "eager, calls": 200.0, "compiled, calls": 6.0}))
+    # On the limit is met.
+    for name in ("sdxl_step_us", "sdxl_step_times_eager", "step_times_compiled"):
+        assert at[name] == "met"
+    slow = verdicts(bench(**{"ours, graph": 4.1, "eager, calls": 200.0, "compiled, calls": 6.0}))
+    for name in ("sdxl_step_us", "sdxl_step_times_eager", "step_times_compiled"):
+        assert slow[name] == "missed"
+    assert set(verdicts(bench(**{"ours, graph": None})).values()) == {"unknown"}
+    alone = verdicts(bench(**{"eager, calls": None}))
+    assert alone["step_times_eager"] == "unknown" and alone["step_times_compiled"] == "met"
+    assert set(verdicts({}).values()) == {"unknown"}
+
+    # One case that misses decides, whatever is not known of the others; one not timed does not.
+    part = bench()
+    part["rows"] = [row for row in part["rows"] if row["size"] == "SDXL"]
+    assert verdicts(part)["step_times_eager"] == "unknown"
+    assert verdicts(part)["sdxl_step_times_eager"] == "met"
+    part = bench(**{"eager, calls": 60.0})
+    part["rows"] = [row for row in part["rows"] if row["size"] == "SDXL"]
+    assert verdicts(part)["step_times_eager"] == "missed"
+
+
+def loop(**changes):
+    """A run of the loop's benchmark by made-up times; a change to a name is one to its rows."""
+    cases, rows = [], []
+    for network, kind, replay_us, plans in (
+        ("SD-1.5", "U-Net", 6000.0, [("eager", "full"), ("graph", "full"), ("graph", "adaptive")]),
+        ("0.2 ms", "stack", 200.0, [("graph", "adaptive"), ("groups", "adaptive")]),
+        ("5 ms", "stack", 5000.0, [("graph", "adaptive"), ("groups", "adaptive")]),
+    ):
+        made = []
+        for executor, pattern in plans:
+            name = f"{network}, {executor}, {pattern}"
+            case = {"name": name, "network": network, "kind": kind}
+            cases.append({**case, "executor": executor, "pattern": pattern})
+            ticks = 26 if pattern == "adaptive" else 50
+            per_tick = 10.0 if executor != "eager" else 30.0
+            timed = {
+                "us": ticks * (replay_us + per_tick),
+                **{"ticks": ticks, "nfe": ticks, "steps": 50, "replay_us": replay_us},
+                **{"overhead_us_per_tick": per_tick, "overhead_error_us": 1.0},
+                "overhead_share": per_tick / (replay_us + per_tick),
+                "overhead_share_error": 1.0 / replay_us,
+            }
+            told = changes.get(network, {}) | changes.get(name, {})
+            made.append({**cases[-1], **(told if "error" in told else timed | told)})
+        gpu_overhead.compare(made)
+        rows += made
+    return {"cases": cases, "rows": rows, "skipped": {}, "failed": [], "not_begun": []}
+
+
+def loop_verdicts(run):
+    return {aim["name"]: aim["verdict"] for aim in gpu_aims.loop_aims(run)}
+
+
+def test_the_loops_aims_are_met_missed_or_unknown():
+    names = ("loop_overhead_us", "loop_overhead_share", "loop_adaptive_gain")
+
+    def of(**changes):
+        made = loop_verdicts(loop(**changes))
+        return [made[name] for name in names]
+
+    met, missed, unknown = "met", "missed", "unknown"
+    # The stacks have no full run here, so that the gain of theirs is not known.
+    assert of() == [met, met, unknown]
+    slow = {"0.2 ms, groups, adaptive": {"overhead_us_per_tick": 16.1}}
+    assert of(**slow) == [missed, met, unknown]
+    # Closer to the limit than it is certain; and so uncertain that it says nothing.
+    assert of(**{"0.2 ms, graph, adaptive": {"overhead_us_per_tick": 14.5}})[0] == unknown
+    assert of(**{"5 ms, graph, adaptive": {"overhead_error_us": 99.0}})[0] == unknown
+    # An executor that costs less than nothing is within every limit.
+    assert of(**{"0.2 ms, groups, adaptive": {"overhead_us_per_tick": -3.0}})[0] == met
+    assert of(**{"SD-1.5, graph, adaptive": {"overhead_share": 0.02}})[1] == missed
+    assert of(**{"5 ms, groups, adaptive": {"overhead_share": 0.02}})[1] == missed
+    # A small network's share is nobody's aim.
+    assert of(**{"0.2 ms": {"overhead_share": 0.05}})[1] == met
+    # 50 / 26 of 300.5 ms: 0.979 of it is too little.
+    late = {"us": 50 * 6010.0 * 26 / 50 / 0.979}
+    assert of(**{"SD-1.5, graph, adaptive": late})[2] == missed
+
+    (gain,) = (a for a in gpu_aims.loop_aims(loop()) if a["name"] == "loop_adaptive_gain")
+    assert gain["worst"] == {"case": "SD-1.5, graph, adaptive", "value": pytest.approx(1.0)}
+    assert gain["not_timed"] == ["0.2 ms, graph, adaptive", "5 ms, graph, adaptive"]
+
+    # What failed, was skipped or not begun is not known, and says so by its name.
+    assert of(**{"0.2 ms, graph, adaptive": {"error": "CaptureError: it draws"}})[0] == unknown
+    part = loop()
+    part["rows"] = [row for row in part["rows"] if row["network"] != "SD-1.5"]
+    verdicts = loop_verdicts(part)
+    assert verdicts["loop_overhead_us"] == met and verdicts["loop_overhead_share"] == unknown
+    assert verdicts["loop_adaptive_gain"] == unknown
+    assert set(loop_verdicts({}).values()) == {unknown}
+
+
+def test_ratios_are_in_units_of_our_time():
+    row = gpu_aims.ratios(bench())[2]
+    assert (row["size"], row["op"], row["us"]) == ("Wan 720p", "step", 27.0)
+    assert row["limit_us"] == pytest.approx(25.0)
+    assert row["share_of_limit"] == pytest.approx(25 / 27)
+    assert row["times_eager"] == pytest.approx(200)
+    assert row["times_captured"] is None
+    assert gpu_aims.ratios(bench())[3]["over_step"] == pytest.approx(1.25)
+
+
+FIELDS = ["failed", "device", "parts", "tests", "sanitizers", "ceilings"]
+FIELDS += ["ratios", "aims", "benchmarks", "loop"]
+JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
+<testcase classname="test_gpu" name="a"/>
+<testcase classname="test_gpu" name="b"><failure message="off by 1&#10;at all"/></testcase>
+<testcase classname="test_gpu" name="c"><skipped message="needs two GPUs"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_report_says_what_failed(tmp_path, capsys):
+    (tmp_path / "tests.xml").write_text(JUNIT)
+    (tmp_path / "bench.json").write_text(json.dumps(bench() | {"failed": [], "not_begun": ["x"]}))
+    part = loop(**{"0.2 ms, groups, adaptive": {"error": "CaptureError: it draws"}})
+    part |= {"failed": ["0.2 ms, groups, adaptive: CaptureError: it draws"]}
+    part |= {"skipped": {"SDXL": "diffusers is missing"}, "not_begun": ["20 ms"]}
+    (tmp_path / "loop.json").write_text(json.dumps(part))
+    (tmp_path / "sanitize.log").write_text(
+        "== memcheck, at most 60 s: x\n========= ERROR SUMMARY: 0 errors\n"
+        "== racecheck, at most 60 s: x\n========= RACECHECK SUMMARY: 1 hazard displayed\n"
+    )
+    (tmp_path / "device.json").write_text('{"device": "made up", "problem": null}')
+    arguments = ["--out", str(tmp_path), "--device", str(tmp_path / "device.json"), "device:0:3"]
+    arguments += ["tests:1:9", "memcheck:0:4", "racecheck:9:4", "initcheck:124:60"]
+    assert gpu_report.main([*arguments, "loop:1:50", "benchmarks:1:99"]) == 1
+    report = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert list(report) == FIELDS
+    assert report["tests"]["passed"] == 1
+    assert report["tests"]["skip_reasons"] == {"needs two GPUs": 1}
+    assert report["sanitizers"]["memcheck"]["summary"] == "ERROR SUMMARY: 0 errors"
+    assert report["sanitizers"]["racecheck"]["verdict"] == "failed"
+    assert report["failed"] == [
+        "tests: exit code 1",
+        "racecheck: exit code 9",
+        "initcheck: ran out of time",
+        "loop: exit code 1",
+        "benchmarks: exit code 1",
+        "test test_gpu::b: off by 1",
+        "loop 0.2 ms, groups, adaptive: CaptureError: it draws",
+        "loop 20 ms: not timed",
+        "benchmark x: not timed",
+    ]
+    assert report["loop"]["rows"] == part["rows"]
+    assert {aim["name"] for aim in report["aims"]} >= {"sdxl_step_us", "loop_overhead_us"}
+    out = capsys.readouterr().out
+    assert " skipped: loop of SDXL: diffusers is missing" in out
+    assert "unknown: loops of networks of 0.2 to 20 ms" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("5 ms, groups, adaptive")]
+    assert line.split()[4:] == ["130260", "26", "5000", "10", "-", "-"]
+    assert "missed: advance that moves 64 MB or more" in out and "failed: tests" in out
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", '{"cases": [1], "rows": 3}', JUNIT])
+def test_the_report_has_every_field_whatever_is_broken(tmp_path, broken):
+    for name in ("tests.xml", "bench.json", "loop.json", "sanitize.log", "device.json"):
+        (tmp_path / name).write_text(broken)
+    arguments = ["--out", str(tmp_path), "--device", str(tmp_path / "device.json")]
+    for parts in ([], ["tests:0:1", "loop:0:1", "benchmarks:0:1"], ["nonsense"]):
+        assert gpu_report.main([*arguments, *parts]) == 1
+        report = json.loads((tmp_path / "gpu_check.json").read_text())
+        assert list(report) == FIELDS and report["failed"]
+
+
+def check(out, *arguments, **environment):
+    """Runs gpu_check.sh as a user does, without a GPU: (exit code, what it says, its report)."""
+    done = subprocess.run(
+        [str(BENCHMARKS / "gpu_check.sh"), "--out", str(out), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment,
+    )
+    return done.returncode, done.stdout, json.loads((out / "gpu_check.json").read_text())
+
+
+def test_without_a_gpu_nothing_is_proven(tmp_path):
+    out = tmp_path / "a" / "b"
+    code, said, report = check(out, "--python", sys.executable, "--commit", "abc")
+    assert code == 1
+    assert "no CUDA GPU is here: nothing is proven" in said
+    assert list(report) == FIELDS
+    assert report["failed"][0].startswith("device: no CUDA GPU")
+    assert report["device"]["commit"] == "abc" and report["device"]["torch"] == torch.__version__
+    # Nothing was built, run or timed.
+    assert [path.name for path in out.iterdir()] == ["gpu_check.json"]
+
+
+DEVICE = json.dumps({"device": "made up", "capability": "9.0", "problem": None})
+NO_DIFFUSERS = json.dumps({"rows": [], "skipped": {"SDXL": "no diffusers"}})
+STUB = f"""#!/usr/bin/env bash
+case "$*" in
+  "-m benchmarks.check.device"*) echo '{DEVICE}' ;;
+  "setup.py build_ext --inplace") echo "arch $TORCH_CUDA_ARCH_LIST" && exit 3 ;;
+  "-c import hypothesis") exit 1 ;;
+  "-m pytest"*) echo "$*" && exec sleep 100 ;;
+  "-m benchmarks.executors.loop"*) echo '{NO_DIFFUSERS}' > "$4" ;;
+  "-m benchmarks.ops.gpu.bench"*) exec {sys.executable} "$@" --device cpu --tiny --each 0.001 ;;
+  *) exec {sys.executable} "$@" ;;
+esac
+"""
+SANITIZER = """#!/usr/bin/env bash
+echo "$*, cache off: $PYTORCH_NO_CUDA_MEMORY_CACHING"
+echo "========= ERROR SUMMARY: 0 errors"
+[ "$2" != racecheck ] || exit 9
+"""
+
+
+def test_without_a_gpu_earlier_results_stay(tmp_path):
+    (tmp_path / "gpu_check.json").write_text('{"good": 1}')
+    (tmp_path / "tests.log").write_text("seen")
+    code, _, report = check(tmp_path, "--python", sys.executable)
+    assert code == 1 and report == {"good": 1} and (tmp_path / "tests.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seconds", "abc", "needs a whole number, got abc"),
+        ("--python", "nopython", "no nopython"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, option, value, said):
+    script = BENCHMARKS / "gpu_check.sh"
+    done = subprocess.run(
+        [script, option, value, "--out", "results"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_the_callers(tmp_path):
+    script = BENCHMARKS / "gpu_check.sh"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [script, "--python", sys.executable, "--out", "results"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert (tmp_path / "results" / "gpu_check.json").exists()
+
+
+def test_the_check_goes_on_after_every_failure(tmp_path):
+    """A build that fails, tests that hang, a race found: the rest runs, and the end names them."""
+    for name, text in (("python", STUB), ("compute-sanitizer", SANITIZER)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    # 270 s are kept for what follows the tests, so that they get those few seconds that are left.
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    out = tmp_path / "out"
+    code, said, report = check(
+        out, "--python", tmp_path / "python", "--seconds", 273, "--skip-build", PATH=path
+    )
+    assert code == 1
+    assert {part["name"]: part["verdict"] for part in report["parts"]} == {
+        "device": "passed",
+        "build": "skipped",
+        "library": "passed",
+        "tests": "failed",
+        "memcheck": "passed",
+        "racecheck": "failed",
+        "initcheck": "passed",
+        "loop": "passed",
+        "benchmarks": "passed",
+    }
+    assert "tests: ran out of time" in report["failed"]
+    assert "racecheck: exit code 9" in report["failed"]
+    assert report["sanitizers"]["memcheck"]["summary"] == "ERROR SUMMARY: 0 errors"
+    assert "cache off: 1" in (out / "sanitize.log").read_text()
+    log = (out / "tests.log").read_text()
+    assert "--noconftest" in log and "tests/ops/cuda/test_gpu.py" in log and "test_step" not in log
+    timed = {row["implementation"] for row in report["benchmarks"]["rows"] if "us" in row}
+    assert timed == {"ours", "eager", "copy"}
+    assert all(row["us"] for row in report["ratios"])
+    assert "failed: tests: ran out of time" in said
+    assert " skipped: loop of SDXL: no diffusers" in said
+    assert report["loop"]["skipped"] == {"SDXL": "no diffusers"}
+    left = {path.name for path in out.rglob("*") if path.is_file()}
+    assert left <= {"gpu_check.json", "bench.json", "loop.json", *LOGS}
+
+
+INSTANT = """#!/usr/bin/env bash
+case "$*" in
+  "-m benchmarks.check.device"*) echo 'DEVICE' ;;
+  "-m benchmarks.check.report"*) echo '{}' > "$4/gpu_check.json" ;;
+esac
+""".replace("DEVICE", DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"),
+    [
+        # Ten minutes, and nothing takes any time: every part may take what it takes at most.
+        (570, {}, {"tests": 220, "memcheck": 60, "loop": 160, "benchmarks": 400}),
+        # Little is left: of the 140 s the benchmarks keep 100, and the loop gets the others.
+        (140, {"loop": 30, "benchmarks": 120}, {"tests": 0, "memcheck": 0, "loop": 40}),
+        (90, {"benchmarks": 70}, {"tests": 0, "memcheck": 0, "loop": 0, "benchmarks": 80}),
+    ],
+)
+def test_a_part_gets_what_the_later_ones_leave(tmp_path, seconds, least, most):
+    for name in ("python", "compute-sanitizer"):
+        (tmp_path / name).write_text(INSTANT)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    out = tmp_path / "out"
+    check(out, "--python", tmp_path / "python", "--seconds", seconds, "--skip-build", PATH=path)
+    given = {}
+    for log in out.glob("*.log"):
+        found = re.findall(r"^== (\w+), at most (-?\d+) s: .*", log.read_text(), re.MULTILINE)
+        given |= {name: int(limit) for name, limit in found}
+    assert given.keys() == {"tests", "memcheck", "racecheck", "initcheck", "loop", "benchmarks"}
+    assert all(given[name] <= limit for name, limit in most.items())
+    assert all(given[name] >= limit for name, limit in least.items())
+    if seconds == 570:
+        assert all(given[name] == limit for name, limit in most.items())
+    # The programs end themselves before they are ended.
+    text = (out / "loop.log").read_text()
+    assert f"--seconds {given['loop'] - 15}" in text and f"--out {out / 'loop.json'}" in text
+
+
+def test_an_interrupted_check_leaves_what_it_has(tmp_path):
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(stat.S_IRWXU)
+    command = [BENCHMARKS / "gpu_check.sh", "--out", tmp_path, "--python", tmp_path / "python"]
+    with subprocess.Popen([*command, "--skip-build"], stdout=subprocess.PIPE, text=True) as run:
+        for line in run.stdout:
+            if line.startswith("tests (at most"):
+                run.terminate()
+        assert run.wait() == 1
+    report = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert list(report) == FIELDS
+    assert "interrupted: exit code 130" in report["failed"]
+    assert "tests: not reached" in report["failed"]
+
+
+def test_a_build_that_fails_is_for_this_gpu_alone_and_ends_nothing(tmp_path):
+    stub = STUB.replace("exec sleep 100", "exit 2").replace(
+        'ops.gpu.bench"*) exec', 'ops.gpu.bench"*) exit 5; :'
+    )
+    stub = stub.replace('executors.loop"*) echo', 'executors.loop"*) exit 4; :')
+    (tmp_path / "python").write_text(stub)
+    (tmp_path / "python").chmod(stat.S_IRWXU)
+    code, _, report = check(tmp_path / "out", "--python", tmp_path / "python")
+    assert code == 1
+    assert "arch 9.0" in (tmp_path / "out" / "build.log").read_text()
+    failed = {part["name"]: part["why"] for part in report["parts"] if part["verdict"] == "failed"}
+    assert failed.keys() >= {"build", "tests", "loop", "benchmarks"}
+    assert failed["build"] == "exit code 3" and failed["benchmarks"] == "exit code 5"
+    assert failed["loop"] == "exit code 4"
+    assert any(line.startswith("loop: no results: FileNotFoundError") for line in report["failed"])
+
+
+def test_what_the_sanitizers_watch_runs():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.check.sanitize",
+            "--device",
+            "cpu",
+            "--elements",
+            "1",
+            "17",
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1 elements: done\n17 elements: done\n"

@@ -1,0 +1,1 @@
+"""The ops, every implementation against `reference`."""

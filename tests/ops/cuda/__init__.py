@@ -1,0 +1,1 @@
+"""The ops in CUDA: emulated, compiled, and on a GPU."""

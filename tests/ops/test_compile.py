@@ -1,0 +1,121 @@
+"""`step` and `advance` inside torch.compile, torch.export and AOTInductor."""
+
+import sysconfig
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptive_kernels.sampling.state import State
+from tests.support import problems
+
+needs_headers = pytest.mark.skipif(
+    not Path(sysconfig.get_paths()["include"], "Python.h").exists(),
+    reason="torch.compile on the CPU needs Python's headers (python3-dev)",
+)
+# Inductor may fuse the network's own arithmetic differently by some last places.
+UNITS = {torch.bfloat16: 2.0**-7, torch.float32: 2.0**-20}
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    made = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Tanh()).to(dtype)
+    return made.requires_grad_(False)
+
+
+def step(of):
+    of.step(True)
+
+
+def advance(of):
+    of.advance()
+
+
+@needs_headers
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
+@pytest.mark.parametrize(
+    ("rule", "dtype", "verb"),
+    [("third_order", torch.float32, step), ("defect", torch.bfloat16, advance)],
+)
+def test_a_compiled_network_with_an_op_has_no_graph_break(rule, dtype, verb, mode):
+    """network + op in one fullgraph region gives the latents and decisions of eager."""
+    torch.compiler.reset()
+    module = network(dtype)
+    eager = problems.ready(rule, 2.0, dtype=dtype)
+    compiled = problems.clone(eager)
+
+    def tick(of):
+        of.model_output.copy_(module(of.model_input))
+        verb(of)
+
+    compiled_tick = torch.compile(tick, fullgraph=True, mode=mode)
+    for _ in range(8):
+        tick(eager)
+        compiled_tick(compiled)
+    assert torch.equal(eager.progress, compiled.progress)
+    assert torch.equal(eager.refreshed, compiled.refreshed)
+    assert verb is step or eager.nfe.max() < 8
+    assert (eager.current() - compiled.current()).abs().max() <= 8 * UNITS[dtype]
+
+
+class Tick(torch.nn.Module):
+    """network + step as a module of tensors, as torch.export wants it."""
+
+    def __init__(self, of: State):
+        super().__init__()
+        self.network, self.options = network(), {"rule": of.rule, "batch_wide": of.batch_wide}
+
+    def forward(self, *tensors):
+        of = State(*tensors, **self.options)
+        of.model_output.copy_(self.network(of.model_input))
+        of.step(True)
+
+
+def tensors(of):
+    names = [field.name for field in fields(of) if field.name not in ("rule", "batch_wide")]
+    return {name: getattr(of, name) for name in names}
+
+
+def exported(of):
+    given = tuple(tensors(problems.clone(of)).values())
+    return torch.export.export(Tick(of), given)
+
+
+def assert_runs_as(program, of, but=()):
+    """A call of the program leaves the state that the module's leaves."""
+    got, expected = problems.clone(of), problems.clone(of)
+    program(*tensors(got).values())
+    Tick(of)(*tensors(expected).values())
+    assert expected.index.tolist() == [1, 1]
+    for name, value in tensors(expected).items():
+        if value is not None and name not in but:
+            assert torch.equal(getattr(got, name).nan_to_num(7), value.nan_to_num(7)), name
+
+
+@pytest.mark.parametrize("rule", ["third_order", "defect"])
+def test_a_step_is_exported(rule):
+    of = problems.ready(rule)
+    program = exported(of)
+    calls = [str(node.target) for node in program.graph.nodes if "adaptive" in str(node.target)]
+    assert calls == ["adaptive_kernels.step.default"]
+    assert_runs_as(program.module(), of)
+
+
+@needs_headers
+def test_an_exported_step_runs_without_python(tmp_path):
+    """AOTInductor: a package that calls the op of the loaded library."""
+    of = problems.ready("defect")
+    path = torch._inductor.aoti_compile_and_package(
+        exported(of), package_path=str(tmp_path / "tick.pt2")
+    )
+    program = torch._inductor.aoti_load_package(path)
+    # The network itself is compiled, and its output off by last places; x and m are of size 1.
+    approximate = ("model_output", "latents", "model_input", "history", "outputs", "norms")
+    assert_runs_as(program, of, but=approximate)
+    got, expected = problems.clone(of), problems.clone(of)
+    program(*tensors(got).values())
+    Tick(of)(*tensors(expected).values())
+    for name in approximate:
+        a, b = getattr(got, name), getattr(expected, name)
+        assert torch.allclose(a, b, rtol=0, atol=8 * UNITS[torch.float32], equal_nan=True), name

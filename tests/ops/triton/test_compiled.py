@@ -1,0 +1,103 @@
+"""The Triton ops compile for GPUs that are not here: wide accesses, no spills, nothing fused."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptive_kernels.ops.triton import launch as triton_kernels
+from tests.support import problems
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+on_triton = pytest.importorskip("tests.ops.triton.test_triton").on_triton
+
+
+class Driver:
+    """Of a GPU that is not here: what Triton asks of one in order to compile for it."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        cuda = self.target.startswith("sm_")
+        about = ("cuda", int(self.target[3:]), 32) if cuda else ("hip", self.target, 64)
+        return triton.backends.compiler.GPUTarget(*about)
+
+    def get_current_device(self):
+        # Triton remembers the target of a device: no number that one here may have.
+        return 1000 + TARGETS.index(self.target)
+
+    def get_current_stream(self, device):
+        return 0
+
+
+TARGETS = ["sm_80", "sm_90", "gfx942"]
+
+
+def compiled(of, target, monkeypatch):
+    """What a step of this state would launch on a GPU whose tensors lie as these do."""
+    kernel, made = triton_kernels.kernel(), []
+
+    class Launcher:
+        def __getitem__(self, grid):
+            return lambda *values, **named: made.append(kernel.warmup(*values, grid=grid, **named))
+
+    monkeypatch.setattr(triton_kernels, "kernel", Launcher)
+    # `set_active` could not be undone: `reset_active` needs a GPU.
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
+    triton_kernels.step(*of.arguments(), True)
+    return made[0].asm
+
+
+VARIANTS = {
+    "third_order": {},
+    "defect": {"history": 3, "guided": True, "dtype": torch.bfloat16},
+    "released": {"history": 2, "stochastic": True, "dtype": torch.float16, "granularity": "batch"},
+}
+
+
+def variant(rule, elements, history=1, stochastic=False, guided=False, **options):
+    solver = problems.table(8, history, stochastic=stochastic)
+    config = problems.config(rule, solver, granularity=options.get("granularity", "sample"))
+    dtype = options.get("dtype", torch.float32)
+    return on_triton(problems.state(solver, 2, elements, config, guided, dtype))
+
+
+@pytest.mark.parametrize("rule", VARIANTS)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_compiles_for_nvidia_with_wide_accesses_and_no_spills(rule, target, monkeypatch, tmp_path):
+    asm = compiled(variant(rule, 4096, **VARIANTS[rule]), target, monkeypatch)
+    for access in ("ld", "st"):
+        assert len(re.findall(rf"{access}\.global\S*\.v4\.[bfu]32", asm["ptx"])) >= 4
+        # Nothing of a row goes in smaller parts: what is left are scalars.
+        assert not re.search(rf"{access}\.global\S*\.(v2\.|[bfu]16)", asm["ptx"])
+    # An element has one value on every device.
+    assert not re.search(r"fma\.rn|\.ftz|\.approx", asm["ptx"])
+    assert "atom.global.gpu.acq_rel.add" in asm["ptx"]
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if tool.exists():
+        file = tmp_path / "kernel.cubin"
+        file.write_bytes(asm["cubin"])
+        said = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True).stdout
+        assert b"STACK:0" in said and b"LOCAL:0" in said, said
+
+
+@pytest.mark.parametrize("rule", VARIANTS)
+def test_compiles_for_amd_with_wide_accesses_and_no_spills(rule, monkeypatch):
+    asm = compiled(variant(rule, 4096, **VARIANTS[rule]), "gfx942", monkeypatch)
+    assert asm["hsaco"]
+    for access in ("load", "store"):
+        assert re.search(rf"(global|buffer)_{access}_dwordx4", asm["amdgcn"])
+    # Scalar registers spill into lanes of vector registers; those would spill into memory.
+    assert re.findall(r"vgpr_spill_count:\s+(\d+)", asm["amdgcn"]) == ["0"]
+
+
+@pytest.mark.parametrize("elements", [1, 1001])
+def test_compiles_for_rows_that_no_vector_fits(elements, monkeypatch):
+    of = variant("third_order", elements)
+    of.noise = torch.zeros(8, 2, elements)
+    asm = compiled(of, "sm_90", monkeypatch)
+    assert asm["cubin"]
+    assert not re.search(r"ld\.global\S*\.v[24]", asm["ptx"])

@@ -1,0 +1,1 @@
+"""Criteria, fills, plans and presets."""

@@ -1,0 +1,1 @@
+"""Samplings from end to end."""

@@ -1,0 +1,1 @@
+"""What the tests share: problems, networks, schedulers, and stand-ins for what is not here."""

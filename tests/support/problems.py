@@ -1,0 +1,249 @@
+"""Problems for the ops: random tables and states, and the bound their results must meet."""
+
+import threading
+
+import torch
+
+from adaptive_kernels.ops.reference import OUTPUTS, RELEASED, SCALARS, THIRD_ORDER
+from adaptive_kernels.rules.config import AdaptiveConfig
+from adaptive_kernels.rules.plan import Plan
+from adaptive_kernels.sampling.state import State
+from adaptive_kernels.solvers.levels import NoiseLevels
+from adaptive_kernels.solvers.table import SolverTable
+
+EPS = 2.0**-24  # unit roundoff of float32
+# Every criterion that reuses outputs, and every way to fill otherwise; names for config().
+REUSE = ["never", "every(2)", "third_order", "released"]
+FILLED = ["defect", "every(3) linear", "third_order linear repair", "released linear", "plan"]
+
+
+def table(steps=12, history=1, stages=1, stochastic=False, seed=0, timesteps=torch.int64):
+    """A random linear solver whose latents stay of about unit size."""
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape, low=-1.0, high=1.0):
+        return torch.rand(*shape, generator=g, dtype=torch.float64) * (high - low) + low
+
+    return SolverTable(
+        p=uniform(steps) * 0.5,
+        q=uniform(steps, low=0.5),
+        A=uniform(steps, low=0.85, high=0.99),
+        S=uniform(steps, low=0.05, high=0.3) * stochastic,
+        C=uniform(steps, history) * 0.1,
+        input_scale=uniform(steps, low=0.5, high=1.5),
+        timesteps=torch.linspace(999, 1, steps).to(timesteps),
+        init_noise_sigma=1.0,
+        start=(0.6, 0.8),
+        stages=stages,
+        name="random",
+        levels=levels(steps, seed),
+    )
+
+
+def levels(steps, seed=0):
+    """Levels of unit variance from near noise to near data, and a network that predicts v.
+
+    Under v all of u, w, ps and qs are numbers of their own. The levels are spaced evenly up to a
+    third, so that no extrapolation reaches far.
+    """
+    g = torch.Generator().manual_seed(seed + 7)
+    jitter = (torch.rand(steps + 1, generator=g, dtype=torch.float64) - 0.5) / 3
+    alpha = 0.3 + 0.65 * (torch.arange(steps + 1) + 0.5 + jitter) / (steps + 1)
+    sigma = (1 - alpha.square()).sqrt()
+    return NoiseLevels(alpha, sigma, -sigma[:-1], alpha[:-1].clone(), "v_prediction")
+
+
+def config(rule, solver, threshold=0.3, max_skip=3, granularity="sample", seed=0):
+    """The config of a name of REUSE or FILLED that skips some of the steps of a random solver."""
+    criterion, *words = rule.split()
+    if criterion == "plan":
+        return AdaptiveConfig(criterion="plan", plan=plan(solver, seed), granularity=granularity)
+    return AdaptiveConfig(
+        threshold * (0.05 if criterion == "defect" else 1),
+        max_skip,
+        criterion,
+        fill="linear" if "linear" in words else None,
+        repair=True if "repair" in words and not bool(solver.S.any()) else None,
+        granularity=granularity,
+    )
+
+
+def plan(solver, seed=0):
+    """A random mask, whole steps at a time, and random weights that add up to about one."""
+    g = torch.Generator().manual_seed(seed + 3)
+    steps = solver.num_steps
+    called = torch.rand(-(-steps // solver.stages), generator=g) < 0.5
+    called[0] = True
+    called = called.repeat_interleave(solver.stages)[:steps]
+    weights = torch.randn(steps, OUTPUTS, generator=g, dtype=torch.float64) * 0.3
+    weights[:, 0] += 1
+    exist = called.cumsum(0)[:, None] > torch.arange(OUTPUTS)
+    return Plan(
+        solver.name,
+        tuple(solver.timesteps.double().tolist()),
+        tuple(called.tolist()),
+        tuple(map(tuple, (weights * exist).tolist())),
+    )
+
+
+def state(
+    solver, batch, elements, config=None, guided=False, dtype=torch.float32, seed=0, cls=State
+):
+    g = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(batch, elements, generator=g)
+    scale = torch.rand(batch, generator=g) * 4 if guided else None
+    made = cls.begin(solver, x, config or AdaptiveConfig(), guidance_scale=scale, dtype=dtype)
+    # Whatever an op must not read is NaN.
+    made.latents[1:] = torch.nan
+    made.history.fill_(torch.nan)
+    if made.outputs is not None:
+        made.outputs.fill_(torch.nan)
+    return made
+
+
+def ready(rule="third_order", threshold=0.3, **options):
+    """A small state in which an op may read everything."""
+    solver = table(8, 2)
+    of = state(solver, 2, 40, config(rule, solver, threshold), **options)
+    of.latents.nan_to_num_(0.5)
+    of.history.nan_to_num_(0.5)
+    if of.outputs is not None:
+        of.outputs.nan_to_num_(0.5)
+    of.model_output.copy_(outputs(of, 0))
+    return of
+
+
+def midway(of, seed=0):
+    """The state's samples in the middle of everything: other steps and runs, finished ones too."""
+    g = torch.Generator().manual_seed(seed)
+    (_, batch, elements), steps = of.latents.shape, len(of.rows)
+
+    def back():
+        return torch.randint(1, 6, (batch,), generator=g)
+
+    of.latents.copy_(torch.randn(of.latents.shape, generator=g))
+    of.history.copy_(torch.randn(of.history.shape, generator=g))
+    of.norms.copy_(torch.rand(of.norms.shape, generator=g, dtype=torch.float64) * elements)
+    for row, most in enumerate((steps + 1, 4, 6)):
+        of.progress[row] = torch.randint(0, most, (batch,), generator=g)
+    of.progress[3] = (of.progress[0] - back()).clamp(min=0)
+    of.progress[4] = (of.progress[3] - back()).clamp(min=0)
+    of.refreshed.copy_(torch.rand(of.refreshed.shape, generator=g) < 0.5)
+    if of.outputs is not None:
+        of.outputs.copy_(torch.randn(of.outputs.shape, generator=g))
+    of.model_output.copy_(outputs(of, 0, seed))
+    return of
+
+
+def clone(original):
+    return original.clone()
+
+
+def together(*works):
+    """Does every work in a thread of its own; raises the first failure."""
+    failures = []
+
+    def run(work):
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def outputs(of, tick, seed=0):
+    """A smooth network stand-in: differs by sample and step, so that decisions differ too."""
+    g = torch.Generator().manual_seed(seed * 1000 + tick)
+    x = of.model_input.double()
+    rows = torch.arange(len(x), dtype=torch.float64)[:, None]
+    rough = 0.02 * rows * torch.randn(x.shape, generator=g, dtype=torch.float64)
+    return (torch.tanh(x) + rough).to(of.model_output.dtype)
+
+
+def live(of):
+    """[., B, N]: the latents that a step from here on reads: what an advance must have written."""
+    criterion, _, _, stages = of.rule
+    read = {THIRD_ORDER: 3 * stages, RELEASED: stages}.get(criterion, 1)
+    batch, back = torch.arange(of.latents.shape[1]), torch.arange(read)[:, None]
+    return of.latents[(of.index.long().cpu() - back) % len(of.latents), batch]
+
+
+def update_bound(of, fresh):
+    """[B, N]: bound on |x_next - exact| for float32 arithmetic from the same float32 inputs.
+
+    x_next is a sum of products; each term passes through a number of roundings, and the error is at
+    most that number times EPS times the sum of the terms' absolute values. Without a fill it is
+    K + 7 at most (guidance 3, h 2, product 1, additions K + 1). A filled step has h = ps x +
+    qs (f_0 E_0 + f_1 E_1 + f_2 E_2): product 1, additions 2, qs 1, addition 1, which is no more. A
+    repaired refresh adds qs (r_0 e + r_1 E_0 + r_2 E_1) with e = u x + w m to h: guidance 3,
+    product and addition 2, product 1, additions 2, qs 1, addition 1, then C and the sum K + 2,
+    which is K + 12. One more covers the second order.
+    """
+    batch = of.latents.shape[1]
+    row = of.rows[of.index.clamp(max=len(of.rows) - 1).long()].double().abs()
+    p, q, A, S, _, _, u, w, ps, qs = (row[:, k, None] for k in range(SCALARS))
+    C = row[:, SCALARS:]
+    m = of.model_output.double().abs()
+    if len(m) == 2 * batch:
+        g = of.guidance_scale.double().abs()[:, None]
+        m = m[:batch] + g * (m[batch:] + m[:batch])
+    here = of.index.long() % of.latents.shape[0]
+    x = of.latents[here, torch.arange(batch)].double().abs()
+    h, roundings = p * x + q * m, C.shape[1] + 8
+    if of.outputs is not None:
+        weights, old = kept(of)
+        f, r, roundings = weights[:, :3].abs(), weights[:, 3:6].abs(), C.shape[1] + 13
+        filled = ps * x + qs * torch.einsum("bk,kbn->bn", f, old.abs())
+        e = u * x + w * m
+        h = h + qs * (r[:, :1] * e + r[:, 1:2] * old[0].abs() + r[:, 2:] * old[1].abs())
+        h = torch.where(((of.progress[1] == 0) & fresh)[:, None], h, filled)
+    total = A * x + C[:, :1] * h
+    if C.shape[1] > 1:
+        total += C[:, 1:].sum(1, keepdim=True) * of.history.double().nan_to_num().abs().amax(0)
+    # Box-Muller in float32: |z| < 6. Its angle, below 2 pi, is off by up to 2 EPS relative, its
+    # cosine so by 13 EPS, and radius and product by 4 EPS more.
+    total += 6 * S
+    return (roundings * total + 17 * 6 * S) * EPS
+
+
+def kept(of):
+    """The weights [B, 7] of every sample's step and its outputs [3, B, N], newest first."""
+    index, _, nfe, newest, before = of.progress.long()
+    size, batch = of.weights.shape[1], torch.arange(of.latents.shape[1])
+    gap = (index - newest).clamp(1, size) - 1
+    previous = (newest - before).clamp(1, size) - 1
+    weights = of.weights[index.clamp(max=len(of.rows) - 1), gap, previous].double()
+    old = [of.outputs[(nfe - 1 - k) % OUTPUTS, batch].double() for k in range(OUTPUTS)]
+    there = [(nfe > k)[:, None] for k in range(OUTPUTS)]
+    return weights, torch.stack(
+        [torch.where(t, e, 0.0).nan_to_num() for t, e in zip(there, old, strict=True)]
+    )
+
+
+def ddim(steps):
+    """DDIM on a cosine schedule, written out: a solver under which smooth networks may skip."""
+    angle = torch.linspace(1.5, 0.05, steps + 1, dtype=torch.float64)
+    alpha, sigma = angle.cos(), angle.sin()
+    zeros, ones = torch.zeros(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.float64)
+    A = alpha[1:] / alpha[:-1]
+    return SolverTable(
+        p=zeros,
+        q=ones,
+        A=A,
+        S=zeros,
+        C=(sigma[1:] - A * sigma[:-1])[:, None],
+        input_scale=ones,
+        timesteps=torch.linspace(999, 1, steps).round().long(),
+        init_noise_sigma=1.0,
+        start=(float(alpha[0]), float(sigma[0])),
+        stages=1,
+        name="DDIM",
+        levels=NoiseLevels(alpha, sigma, zeros, ones, "epsilon"),
+    )
