@@ -35,8 +35,8 @@ class Moved:
     def exec_module(module: ModuleType) -> None:
         now = f"{PACKAGE}.{MOVED[module.__name__.rpartition('.')[2]]}"
         warnings.warn(f"{module.__name__} is {now} now", DeprecationWarning, stacklevel=2)
-        found = importlib.import_module(now)
-        module.__dict__.update((k, v) for k, v in vars(found).items() if not k.startswith("__"))
+        target = importlib.import_module(now)
+        module.__dict__.update((k, v) for k, v in vars(target).items() if not k.startswith("__"))
 
 
 def install() -> None:

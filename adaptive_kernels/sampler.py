@@ -154,20 +154,20 @@ class AdaptiveSampler:
             gather,
             noise.device,
         )
-        told = None
+        after_tick = None
         if callback is not None:
             if not callable(callback):
                 raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
-            def told(tick, state):
+            def after_tick(tick, state):
                 callback(info_of(state, tick, noise.shape))
 
         steps = self.table.num_steps * noise.shape[0]
         with tqdm(total=steps, unit="step", disable=not progress) as bar:
             result = self._executors.run(
-                Job(network, state, gather, told),
+                Job(network, state, gather, after_tick),
                 bar,
-                lambda done, executor, why: result_of(done, noise.shape, executor, why, bar),
+                lambda buffers, executor, why: result_of(buffers, noise.shape, executor, why, bar),
             )
         warn_of_nonfinite(result)
         return result

@@ -83,22 +83,22 @@ def warnings(new: dict[str, dict], stored: dict[str, dict]) -> list[str]:
 
 def rows(new: dict[str, dict], stored: dict[str, dict]) -> list[dict]:
     """The op's results, one row per case."""
-    made = []
+    table_rows = []
     for name, now in new.items():
         if now["implementation"] in BASELINES:
             continue
         row = {"case": now["case"], "us": now["median"] * 1e6, "GB_per_s": now.get("GB_per_s")}
         for key in RATIOS:
             row[key], row[f"stored_{key}"] = now.get(key), stored.get(name, {}).get(key)
-        made.append(row)
-    return made
+        table_rows.append(row)
+    return table_rows
 
 
-def table(made: list[dict]) -> str:
+def table(table_rows: list[dict]) -> str:
     """The rows as text: each ratio now, and in parentheses in the stored run."""
     titles = ("memcpy's rate", "x eager", "x compiled")
     lines = [f"{'case':<44}{'us':>10}{'GB/s':>8}" + "".join(f"{t:>18}" for t in titles)]
-    for row in made:
+    for row in table_rows:
         line = f"{row['case']:<44}{row['us']:>10.1f}{number(row['GB_per_s']):>8}"
         for key in RATIOS:
             both = f"{number(row[key])} ({number(row['stored_' + key])})"

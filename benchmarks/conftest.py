@@ -156,10 +156,10 @@ def pytest_benchmark_update_json(output_json):
         # pytest-benchmark's options did not time these rounds; the parameters are in extra_info.
         del bench["options"], bench["params"]
         bench["stats"] = {key: bench["stats"][key] for key in STATISTICS}
-        info, mine = bench["extra_info"], bench["stats"]["median"]
+        info, median = bench["extra_info"], bench["stats"]["median"]
         info["device"] = output_json["machine_info"]["cpu"]
         info["commit"] = output_json["commit_info"]["id"]
-        info["GB_per_s"] = info["bytes_moved"] / mine / 1e9
+        info["GB_per_s"] = info["bytes_moved"] / median / 1e9
         others = medians[bench["group"]]
         for name, key in (
             ("memcpy", "share_of_memcpy"),
@@ -167,4 +167,4 @@ def pytest_benchmark_update_json(output_json):
             ("compiled", "times_compiled"),
         ):
             if name in others:
-                info[key] = others[name] / mine
+                info[key] = others[name] / median

@@ -45,10 +45,10 @@ def fit(
 ) -> Fit:
     """Sample with the calls of `mask`, fitting every step's weights on the way."""
     table = sampler.table
-    steps, at = table.num_steps, coordinates(table)
-    own = [(1.0, 0.0, 0.0)] * steps
+    steps, coords = table.num_steps, coordinates(table)
+    weights = [(1.0, 0.0, 0.0)] * steps
     timesteps = tuple(table.timesteps.double().tolist())
-    blank = Plan(table.name, timesteps, tuple(mask.tolist()), tuple(own))
+    blank = Plan(table.name, timesteps, tuple(mask.tolist()), tuple(weights))
     state, network = begin(sampler, AdaptiveConfig(criterion="plan", plan=blank), samples)
     state.weights = state.weights.clone()
     errors, outputs = [], torch.full_like(recording.outputs, torch.nan)
@@ -56,43 +56,46 @@ def fit(
         x = state.current()
         errors.append(x - recording.latents[i])
         called, nfe = bool(mask[i]), int(mask[:i].sum())
-        kept = [state.outputs[(nfe - 1 - k) % 3] for k in range(min(nfe, 3))]
+        recent = [state.outputs[(nfe - 1 - k) % 3] for k in range(min(nfe, 3))]
         if called:
             output = network(state.model_input, state.timestep, None)
             state.model_output = output
-            kept = [at.u[i].item() * x + at.w[i].item() * guided_output(state, output), *kept[:2]]
-            outputs[i] = kept[0]
+            recent = [
+                coords.u[i].item() * x + coords.w[i].item() * guided_output(state, output),
+                *recent[:2],
+            ]
+            outputs[i] = recent[0]
             tick()
         if i > 0:
-            own[i] = _weights(table, at, i, state, kept, recording, own[i])
+            weights[i] = _weights(table, coords, i, state, recent, recording, weights[i])
         # Rounded once and in float64 before, as a sampler that is given the plan does it.
-        values = torch.tensor(own[i], dtype=torch.float64, device="cpu")
+        values = torch.tensor(weights[i], dtype=torch.float64, device="cpu")
         values[0] -= float(called)
         state.weights[i, 0, 0, 3:6] = values.float().to(x.device) if called else 0.0
         state.weights[i, 0, 0, 0:3] = 0.0 if called else values.float().to(x.device)
         state.step(called)
     made_for = tuple(map(tuple, updates(table).tolist()))
-    plan = Plan(table.name, timesteps, blank.refresh, tuple(own), made_for)
+    plan = Plan(table.name, timesteps, blank.refresh, tuple(weights), made_for)
     return Fit(plan, state.current(), torch.stack(errors), outputs)
 
 
 def _weights(
-    table, at, i: int, state: State, kept: list[Tensor], recording: Recording, default: tuple
+    table, coords, i: int, state: State, recent: list[Tensor], recording: Recording, default: tuple
 ) -> tuple[float, float, float]:
     """The weights of step i; `default` where the step does not depend on its output."""
-    factor = (table.C[i, 0] * at.qs[i]).item()
+    factor = (table.C[i, 0] * coords.qs[i]).item()
     if abs(factor) < 1e-12:
         return default
     # e* - e_i from the differences to the recorded run alone: what the solver's noise and rounding
     # do to both is none of the weights' business.
-    ahead = (table.A[i] + table.C[i, 0] * at.ps[i]).item()
-    rest = ahead * (state.current() - recording.latents[i])
+    ahead = (table.A[i] + table.C[i, 0] * coords.ps[i]).item()
+    remainder = ahead * (state.current() - recording.latents[i])
     # The first step is the recorded one, so its h is too.
     for j in range(max(1, i - table.history + 1), i):
-        h = at.ps[j].item() * recording.latents[j] + at.qs[j].item() * recording.outputs[j]
-        rest += table.C[i, i - j].item() * (state.history[j % (table.history - 1)] - h)
-    target = (recording.outputs[i] - rest / factor).flatten().double()
-    basis = torch.stack([e.flatten() for e in kept]).double()
+        h = coords.ps[j].item() * recording.latents[j] + coords.qs[j].item() * recording.outputs[j]
+        remainder += table.C[i, i - j].item() * (state.history[j % (table.history - 1)] - h)
+    target = (recording.outputs[i] - remainder / factor).flatten().double()
+    basis = torch.stack([e.flatten() for e in recent]).double()
     normal, right = basis @ basis.T, basis @ target
     if not bool(normal.isfinite().all() and right.isfinite().all()):
         raise ValueError(f"model must return finite outputs, got NaN or Inf before step {i}")
@@ -100,6 +103,6 @@ def _weights(
     # Where all outputs are zero, the newest is as good as any.
     ridge = torch.where(ridge > 0, ridge, 1.0)
     right[0] += ridge
-    normal = normal + ridge * torch.eye(len(kept), dtype=normal.dtype, device=normal.device)
-    found = torch.linalg.solve(normal, right).tolist()
-    return tuple(found + [0.0] * (3 - len(found)))
+    normal = normal + ridge * torch.eye(len(recent), dtype=normal.dtype, device=normal.device)
+    weights = torch.linalg.solve(normal, right).tolist()
+    return tuple(weights + [0.0] * (3 - len(weights)))

@@ -29,23 +29,23 @@ class Samples:
     seed: Tensor  # [B] int64
     latents: Tensor | None = None  # [B, ...]: the clean ones of image-to-image
 
-    def pick(self, rows: Tensor) -> "Samples":
+    def pick(self, index: Tensor) -> "Samples":
         """The samples `rows` [b] int64."""
 
         def take(tree):
             if tree is None:
                 return None
             return torch.utils._pytree.tree_map(
-                lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, dict(tree)
+                lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, dict(tree)
             )
 
         return Samples(
             self.model,
-            self.noise[rows],
+            self.noise[index],
             take(self.conditioning),
             take(self.unconditional),
-            self.seed[rows],
-            None if self.latents is None else self.latents[rows],
+            self.seed[index],
+            None if self.latents is None else self.latents[index],
         )
 
 
@@ -99,14 +99,14 @@ def record(
 @torch.no_grad()
 def repeated(sampler: AdaptiveSampler, samples: Samples, recording: Recording, i: int) -> Tensor:
     """[B, N] float32: `recording.outputs[i]`, asked of the network once more."""
-    table, at = sampler.table, coordinates(sampler.table)
+    table, coords = sampler.table, coordinates(sampler.table)
     state, network = begin(sampler, AdaptiveConfig(criterion="never"), samples)
     x = recording.latents[i]
     scaled = (x * table.input_scale[i].item()).to(state.model_input.dtype)
     state.model_input.copy_(scaled.repeat(len(state.model_input) // len(x), 1))
     state.timestep.fill_(table.timesteps[i].item())
     output = network(state.model_input, state.timestep, None)
-    return at.u[i].item() * x + at.w[i].item() * guided_output(state, output)
+    return coords.u[i].item() * x + coords.w[i].item() * guided_output(state, output)
 
 
 def guided_output(state: State, output: Tensor) -> Tensor:

@@ -101,25 +101,27 @@ def calibrate(
     )
     table, guidance = sampler.table, sampler.guidance_scale
     _check_table(table, calls, curve)
-    everyone = Samples(model, noise, conditioning, unconditional, seed, latents)
+    samples = Samples(model, noise, conditioning, unconditional, seed, latents)
     # Every argument is checked here, before anything is sampled or written.
-    state, _ = begin(sampler, sampler.config, everyone)
-    everyone = replace(everyone, seed=state.seed)
-    given = (noise, conditioning, unconditional, latents, state.seed, guidance)
-    key = fingerprint(asdict(table), *given, state.model_input.dtype)
+    state, _ = begin(sampler, sampler.config, samples)
+    samples = replace(samples, seed=state.seed)
+    arrays = (noise, conditioning, unconditional, latents, state.seed, guidance)
+    key = fingerprint(asdict(table), *arrays, state.model_input.dtype)
     store = Store(None if out is None else Path(out), key)
     held = torch.arange(len(noise), device=noise.device) % HELD_OUT == HELD_OUT - 1
     with tqdm(unit="call", disable=not progress) as bar, torch.no_grad():
-        tuned, rest = (everyone.pick(rows.nonzero()[:, 0]) for rows in (~held, held))
-        bench = Bench(sampler, tuned, rest, decode or (lambda x: x), data_range, store, bar)
+        tuned, held_out = (
+            samples.pick(chosen_samples.nonzero()[:, 0]) for chosen_samples in (~held, held)
+        )
+        bench = Bench(sampler, tuned, held_out, decode or (lambda x: x), data_range, store, bar)
         if criterion == "plan":
             make = Plans(bench, int(trials))
             chosen = plan_setting(make, calls, quality_db, curve)
         else:
             make = Thresholds(bench, base)
             chosen = threshold_setting(make, calls, quality_db)
-        found = make.config(chosen)
-        point = {**make.points[chosen], "held_out": bench.measure(found, bench.held)}
+        best = make.config(chosen)
+        point = {**make.points[chosen], "held_out": bench.measure(best, bench.held)}
         bar.set_description(
             "held out: {nfe:.1f} calls, {psnr_db:.1f} dB".format(**point["held_out"])
         )
@@ -134,11 +136,11 @@ def calibrate(
             "chosen": point,
             "curve": [make.points[setting] for setting in sorted(make.points)],
         }
-        save_config(found, store.folder / "config.json")
+        save_config(best, store.folder / "config.json")
         write_json(store.folder / "report.json", report)
         with replacing(store.folder / "curve.png") as hidden:
             tradeoff_picture(hidden, report)
-    return found
+    return best
 
 
 def _check(calls, quality_db, criterion, config, trials, curve, noise) -> AdaptiveConfig | None:
@@ -195,6 +197,6 @@ def _check_table(table: SolverTable, calls: float | None, curve: Sequence[int] |
         )
     if calls is not None and calls > most:
         raise ValueError(f"calls must be at most the {most} of {table}, got {calls:g}")
-    whole = isinstance(curve, Sequence) and all(isinstance(v, numbers.Integral) for v in curve)
-    if curve is not None and not (whole and all(1 <= v <= most for v in curve)):
+    integral = isinstance(curve, Sequence) and all(isinstance(v, numbers.Integral) for v in curve)
+    if curve is not None and not (integral and all(1 <= v <= most for v in curve)):
         raise ValueError(f"curve must be numbers of calls from 1 to {most}, got {curve!r}")

@@ -30,11 +30,11 @@ def response(table: SolverTable, recording: Recording, fits: list[Fit]) -> Tenso
     """
     steps = table.num_steps
     top, bottom = torch.zeros(2, steps, dtype=torch.float64, device="cpu")
-    for one in fits:
+    for fit in fits:
         for i in range(1, steps):
-            if one.plan.refresh[i]:
-                shift = one.error[i].double() / table.levels.sigma[i].item()
-                answer = one.outputs[i].double() - recording.outputs[i].double()
+            if fit.plan.refresh[i]:
+                shift = fit.error[i].double() / table.levels.sigma[i].item()
+                answer = fit.outputs[i].double() - recording.outputs[i].double()
                 top[i] += (answer * shift).sum().item()
                 bottom[i] += shift.square().sum().item()
     known = (bottom > 0).nonzero()[:, 0]
@@ -51,9 +51,9 @@ class Search:
     """
 
     def __init__(
-        self, table: SolverTable, at: Coordinates, recording: Recording, gamma: Tensor
+        self, table: SolverTable, coords: Coordinates, recording: Recording, gamma: Tensor
     ) -> None:
-        self.table, self.at, self.gamma = table, at, gamma
+        self.table, self.coords, self.gamma = table, coords, gamma
         self.steps = table.num_steps
         self.wholes = -(-self.steps // table.stages)
         outputs = recording.outputs
@@ -74,42 +74,42 @@ class Search:
 
     def _final(self, masks: Tensor) -> Tensor:  # [M, T] bool -> [M, T] float64
         """Coefficients of the final difference in the recorded outputs."""
-        table, at, count = self.table, self.at, len(masks)
+        table, coords, count = self.table, self.coords, len(masks)
         eye = torch.eye(self.steps, dtype=torch.float64, device="cpu")
         d = eye.new_zeros(count, self.steps)
-        kept = eye.new_zeros(count, 3, self.steps)
+        outputs = eye.new_zeros(count, 3, self.steps)
         nfe = masks.new_zeros(count, dtype=torch.int64)
         dh: list[Tensor] = []
         for i in range(self.steps):
             fresh = masks[:, i]
             answer = eye[i] + self.gamma[i] / table.levels.sigma[i] * d
-            pushed = torch.cat((answer[:, None], kept[:, :2]), dim=1)
-            kept = torch.where(fresh[:, None, None], pushed, kept)
+            pushed = torch.cat((answer[:, None], outputs[:, :2]), dim=1)
+            outputs = torch.where(fresh[:, None, None], pushed, outputs)
             nfe = nfe + fresh
-            rest = (table.A[i] + table.C[i, 0] * at.ps[i]) * d
+            remainder = (table.A[i] + table.C[i, 0] * coords.ps[i]) * d
             for k in range(1, min(table.history, i + 1)):
-                rest = rest + table.C[i, k] * dh[-k]
-            factor = table.C[i, 0] * at.qs[i]
+                remainder = remainder + table.C[i, k] * dh[-k]
+            factor = table.C[i, 0] * coords.qs[i]
             if i == 0 or abs(factor) < 1e-12:  # the first output is used as it is
-                used = kept[:, 0]
+                output = outputs[:, 0]
             else:
-                used = self._fitted(kept, nfe, eye[i] - rest / factor)
-            miss = used - eye[i]
-            dh.append(at.ps[i] * d + at.qs[i] * miss)
-            d = rest + factor * miss
+                output = self._fitted(outputs, nfe, eye[i] - remainder / factor)
+            miss = output - eye[i]
+            dh.append(coords.ps[i] * d + coords.qs[i] * miss)
+            d = remainder + factor * miss
         return d
 
-    def _fitted(self, kept: Tensor, nfe: Tensor, target: Tensor) -> Tensor:
+    def _fitted(self, outputs: Tensor, nfe: Tensor, target: Tensor) -> Tensor:
         """The combination of each mask's kept outputs closest to its target, all [M, ..., T]."""
-        half = kept @ self.total
-        normal, right = half @ kept.transpose(1, 2), half @ target[:, :, None]
+        half = outputs @ self.total
+        normal, right = half @ outputs.transpose(1, 2), half @ target[:, :, None]
         exists = torch.arange(3, device=nfe.device) < nfe[:, None]
         ridge = RIDGE * normal.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
         ridge = torch.where(ridge > 0, ridge, 1.0)
         right[:, 0] += ridge
         right = torch.where(exists[:, :, None], right, 0.0)
         normal = normal + torch.diag_embed(torch.where(exists, ridge, 1.0))
-        return (torch.linalg.solve(normal, right) * kept).sum(1)
+        return (torch.linalg.solve(normal, right) * outputs).sum(1)
 
     def optima(
         self, calls: int, starts: int, tick: Callable[[], None] = lambda: None
@@ -123,7 +123,7 @@ class Search:
         generator = torch.Generator(cpu).manual_seed(0)
         even = torch.linspace(0, self.wholes - 1, calls, device=cpu)
         everywhere = torch.ones(self.wholes, dtype=torch.bool, device=cpu)
-        found: dict[tuple, float] = {}
+        errors: dict[tuple, float] = {}
         for start in range(starts):
             if start == 1:
                 mask = self.resized(everywhere, calls, tick)
@@ -140,8 +140,8 @@ class Search:
                 if missing < 0:
                     continue
             best, value = self._climb(mask, tick)
-            found[tuple(best.tolist())] = value
-        best_first = sorted(found, key=found.get, reverse=True)
+            errors[tuple(best.tolist())] = value
+        best_first = sorted(errors, key=errors.get, reverse=True)
         return [torch.tensor(mask, device=cpu) for mask in best_first]
 
     def moves(self, mask: Tensor) -> Tensor:
@@ -152,11 +152,11 @@ class Search:
         """The moves of a mask and their decibels, the largest first."""
         moved = []
         for i in mask.nonzero()[1:, 0].tolist():
-            for j in (i + by for by in MOVES):
+            for j in (i + shift for shift in MOVES):
                 if 0 < j < self.wholes and not mask[j]:
-                    other = mask.clone()
-                    other[i], other[j] = False, True
-                    moved.append(other)
+                    neighbour = mask.clone()
+                    neighbour[i], neighbour[j] = False, True
+                    moved.append(neighbour)
         masks = torch.stack(moved) if moved else mask.new_zeros(0, len(mask))
         value, order = self.decibels(masks).sort(descending=True)
         return masks[order], value

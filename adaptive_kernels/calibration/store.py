@@ -20,17 +20,19 @@ RESULTS = ("config.json", "report.json", "curve.png")
 def fingerprint(*things) -> str:
     """A hash of pytrees of tensors, arrays and plain values, and of the names in them."""
     digest = hashlib.sha256()
-    leaves = [(pytree.keystr(at), leaf) for at, leaf in pytree.tree_flatten_with_path(things)[0]]
+    leaves = [
+        (pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(things)[0]
+    ]
     for name, leaf in sorted(leaves, key=lambda pair: pair[0]):
         # An object's address is another one in every process.
-        said, body = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(leaf)), b""
+        label, body = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(leaf)), b""
         if isinstance(leaf, Tensor):
             leaf = leaf.detach().cpu().contiguous()
-            said = f"{leaf.dtype}{tuple(leaf.shape)}"
+            label = f"{leaf.dtype}{tuple(leaf.shape)}"
             body = leaf.flatten().view(torch.uint8).numpy().tobytes()
         elif hasattr(leaf, "tobytes"):
-            said, body = f"{leaf.dtype}{leaf.shape}", leaf.tobytes()
-        digest.update(f"{name} {said} ".encode())
+            label, body = f"{leaf.dtype}{leaf.shape}", leaf.tobytes()
+        digest.update(f"{name} {label} ".encode())
         digest.update(body)
     return digest.hexdigest()[:16]
 
@@ -51,9 +53,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / NAME).is_file():
             try:
-                found = json.loads((folder / NAME).read_text())
-                same = found["key"] == key
-                self.values = dict(found["values"])
+                content = json.loads((folder / NAME).read_text())
+                same = content["key"] == key
+                self.values = dict(content["values"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"out must hold a readable {NAME}, got {error!r}") from error
             if not same:
@@ -61,10 +63,10 @@ class Store:
                     f"out must be empty or hold this calibration, got that of another model input, "
                     f"solver or guidance in {folder}"
                 )
-        elif others := [name for name in RESULTS if (folder / name).exists()]:
+        elif results := [name for name in RESULTS if (folder / name).exists()]:
             raise ValueError(
-                f"out must be empty or hold this calibration, got {folder} with {others[0]} and no "
-                f"{NAME}"
+                "out must be empty or hold this calibration, "
+                f"got {folder} with {results[0]} and no {NAME}"
             )
         # Now rather than after the first full run: is the folder writable?
         self._write()

@@ -56,20 +56,23 @@ class Bench:
     def _record(self, name: str, samples: Samples) -> Recording:
         stored = self.store.get_tensors(name, samples.noise.device)
         if stored is not None:
-            made = Recording(stored["latents"], stored["outputs"])
-            self._check_model(made, samples)
-            return made
+            recording = Recording(stored["latents"], stored["outputs"])
+            self._check_model(recording, samples)
+            return recording
         self.bar.set_description(f"full runs, {name} samples")
-        made = record(self.sampler, samples, self.tick)
-        if not bool(made.latents.isfinite().all()):
+        recording = record(self.sampler, samples, self.tick)
+        if not bool(recording.latents.isfinite().all()):
             raise ValueError("model must return finite outputs; the full run gave NaN or Inf")
-        self.store.put_tensors(name, {"latents": made.latents, "outputs": made.outputs})
-        return made
+        self.store.put_tensors(name, {"latents": recording.latents, "outputs": recording.outputs})
+        return recording
 
-    def _check_model(self, made: Recording, samples: Samples) -> None:
+    def _check_model(self, recording: Recording, samples: Samples) -> None:
         """Raises unless the model answers one recorded step, in the middle, as it was written."""
         i = self.table.num_steps // 2
-        again, before = repeated(self.sampler, samples, made, i).double(), made.outputs[i].double()
+        again, before = (
+            repeated(self.sampler, samples, recording, i).double(),
+            recording.outputs[i].double(),
+        )
         self.tick()
         dtype = self.sampler.dtype or network_dtype(samples.model)
         tolerance = max(SAME_MODEL, 2 * torch.finfo(dtype).eps)
@@ -105,14 +108,14 @@ class Bench:
         }
 
     def measure(self, config: AdaptiveConfig, samples: Samples) -> dict:
-        own = AdaptiveSampler(
+        sampler = AdaptiveSampler(
             self.table,
             config=config,
             guidance_scale=self.sampler.guidance_scale,
             dtype=self.sampler.dtype,
         )
         guided = self.sampler.guidance_scale is not None
-        result = own(
+        result = sampler(
             samples.model,
             samples.noise,
             samples.conditioning,
@@ -142,12 +145,12 @@ class Thresholds:
         if setting not in self.points:
             config = self.config(setting)
             name = f"{config} {self.bench.view}"
-            if (found := self.bench.store.get(name)) is None:
+            if (figures := self.bench.store.get(name)) is None:
                 self.bench.bar.set_description(f"threshold {config.threshold:.3g}")
-                found = self.bench.measure(config, self.bench.tuned)
-                found["threshold"] = config.threshold
-                self.bench.store.put(name, found)
-            self.points[setting] = found
+                figures = self.bench.measure(config, self.bench.tuned)
+                figures["threshold"] = config.threshold
+                self.bench.store.put(name, figures)
+            self.points[setting] = figures
         return self.points[setting]
 
     def range(self) -> tuple[float, float]:
@@ -171,19 +174,19 @@ class Plans:
 
     def _fit(self, mask: Tensor) -> Fit:
         stages, steps = self.bench.table.stages, self.bench.table.num_steps
-        rows = mask.repeat_interleave(stages)[:steps]
+        refresh = mask.repeat_interleave(stages)[:steps]
         full = self.bench.full[id(self.bench.tuned)]
-        return fit(self.bench.sampler, self.bench.tuned, full, rows, self.bench.tick)
+        return fit(self.bench.sampler, self.bench.tuned, full, refresh, self.bench.tick)
 
     def _try(self, mask: Tensor) -> dict:
         """Figures and plan of a mask, fitted on the tuned samples."""
         name = "plan " + "".join(str(int(v)) for v in mask) + f" {self.bench.view}"
-        if (found := self.bench.store.get(name)) is None:
-            made = self._fit(mask)
-            found = self.bench.figures(made.latents, made.plan.calls, self.bench.tuned)
-            found["plan"] = plan_to_json(made.plan)
-            self.bench.store.put(name, found)
-        return found
+        if (figures := self.bench.store.get(name)) is None:
+            result = self._fit(mask)
+            figures = self.bench.figures(result.latents, result.plan.calls, self.bench.tuned)
+            figures["plan"] = plan_to_json(result.plan)
+            self.bench.store.put(name, figures)
+        return figures
 
     def point(self, setting: int) -> dict:
         """The best plan of `setting` whole steps: local optima of the search, then real moves."""
@@ -195,17 +198,17 @@ class Plans:
         masks += [self.search.resized(_mask(self.best[s]), setting) for s in self.best]
         tried = {tuple(mask.tolist()): self._try(mask) for mask in masks}
         best = max(tried, key=lambda mask: tried[mask]["psnr_db"])
-        left, moved = self.trials, True
-        while moved and left > 0:
+        budget, moved = self.trials, True
+        while moved and budget > 0:
             moved = False
             for mask in self.search.moves(_mask(best)):
                 if tuple(mask.tolist()) in tried:
                     continue
-                if left == 0:
+                if budget == 0:
                     break
-                left -= 1
-                tried[tuple(mask.tolist())] = found = self._try(mask)
-                if found["psnr_db"] > tried[best]["psnr_db"] + 0.02:
+                budget -= 1
+                tried[tuple(mask.tolist())] = figures = self._try(mask)
+                if figures["psnr_db"] > tried[best]["psnr_db"] + 0.02:
                     best, moved = tuple(mask.tolist()), True
                     break
         self.points[setting] = {k: v for k, v in tried[best].items() if k != "plan"}

@@ -57,26 +57,26 @@ def verdict(report: Mapping, method: str = "defect") -> str:
     Raises:
         KeyError: the report lacks "full", `method` or one of the numbers.
     """
-    found = {
+    points = {
         name: (m["nfe_mean"], math.inf if m["psnr_db"] is None else m["psnr_db"])
         for name, m in report["methods"].items()
     }
-    nfe = found[method][0]
-    if nfe >= found.pop("full")[0]:
+    nfe = points[method][0]
+    if nfe >= points.pop("full")[0]:
         return f"{method} skipped nothing, so there is nothing to compare at equal NFE."
-    patterns = sorted((name for name in found if name.startswith("every(")), key=found.get)
+    patterns = sorted((name for name in points if name.startswith("every(")), key=points.get)
     for few, many in itertools.pairwise(patterns):
-        if found[few][0] < nfe < found[many][0]:
-            (nfe0, db0), (nfe1, db1) = found.pop(few), found.pop(many)
+        if points[few][0] < nfe < points[many][0]:
+            (nfe0, db0), (nfe1, db1) = points.pop(few), points.pop(many)
             share = math.log(nfe / nfe0) / math.log(nfe1 / nfe0)
-            found[f"{few}-{many} interpolated"] = (nfe, db0 + share * (db1 - db0))
+            points[f"{few}-{many} interpolated"] = (nfe, db0 + share * (db1 - db0))
             break
-    near = [name for name in found if abs(found[name][0] - nfe) <= max(0.05 * nfe, 0.5)]
-    near.sort(key=lambda name: -found[name][1])
-    figures = ", ".join(f"{n} {found[n][1]:.2f} dB (NFE {found[n][0]:.1f})" for n in near)
+    near = [name for name in points if abs(points[name][0] - nfe) <= max(0.05 * nfe, 0.5)]
+    near.sort(key=lambda name: -points[name][1])
+    figures = ", ".join(f"{n} {points[n][1]:.2f} dB (NFE {points[n][0]:.1f})" for n in near)
     if len(near) == 1:
         return f"Nothing else ran at the NFE of {figures}."
-    lead = found[near[0]][1] - found[near[1]][1]
+    lead = points[near[0]][1] - points[near[1]][1]
     # Two infinite PSNRs differ by NaN, which is a draw too.
     result = f"{near[0]} is best by {lead:.1f} dB" if lead >= 0.1 else "the first two draw"
     return f"At an NFE of about {nfe:.1f}, {result}: {figures}."

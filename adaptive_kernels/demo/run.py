@@ -255,12 +255,12 @@ def _appearing(out: Path) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         hidden = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out)
-        taken = [name for name in FILES if (out / name).is_dir()]
+        folders = [name for name in FILES if (out / name).is_dir()]
     except OSError as error:
         raise OSError(f"out must be a folder that can be written, got {out}: {error}") from error
     with hidden as folder:
-        if taken:
-            raise IsADirectoryError(f"out must not hold a folder named {taken[0]}, got {out}")
+        if folders:
+            raise IsADirectoryError(f"out must not hold a folder named {folders[0]}, got {out}")
         yield Path(folder)
         for name in FILES:
             os.replace(Path(folder, name), out / name)

@@ -35,54 +35,57 @@ def driver() -> tuple[Any, str]:
             f"adaptive_kernels.executors._graph was not built, or not for this Python: {error}",
         )
     try:
-        found = _graph.Driver()
+        cuda = _graph.Driver()
     except _graph.DriverError as error:
         return None, str(error)
-    return found, f"the driver knows CUDA {found.version // 1000}.{found.version % 1000 // 10}"
+    return cuda, f"the driver knows CUDA {cuda.version // 1000}.{cuda.version % 1000 // 10}"
 
 
 def facts(device: str) -> Facts:
     """The facts of this machine for a device type such as "cpu" or "cuda"."""
     present = device != "cuda" or torch.cuda.is_available()
     # The driver is not woken where there is nothing for it.
-    found, why = driver() if device == "cuda" and present else (None, "no CUDA device is here")
+    cuda, why = driver() if device == "cuda" and present else (None, "no CUDA device is here")
     return Facts(
         device=device,
         present=present,
         rocm=torch.version.hip is not None,
         implementation=library.implementation(device),
-        loop=None if found else why,
+        loop=None if cuda else why,
     )
 
 
-def executors(of: Facts) -> dict[str, tuple[bool, str]]:
+def executors(machine: Facts) -> dict[str, tuple[bool, str]]:
     """{executor: (whether it works there, why)}, in the order of `EXECUTORS`."""
-    eager = (of.present, "works on any device" if of.present else "torch finds no such device here")
-    return {"graph": _graph(of), "groups": _groups(of), "eager": eager}
+    eager = (
+        machine.present,
+        "works on any device" if machine.present else "torch finds no such device here",
+    )
+    return {"graph": _graph(machine), "groups": _groups(machine), "eager": eager}
 
 
-def _groups(of: Facts) -> tuple[bool, str]:
-    if of.device != "cuda":
-        return False, f"CUDA graphs need a CUDA or ROCm device, got {of.device}"
-    if not of.present:
+def _groups(machine: Facts) -> tuple[bool, str]:
+    if machine.device != "cuda":
+        return False, f"CUDA graphs need a CUDA or ROCm device, got {machine.device}"
+    if not machine.present:
         return False, "torch finds no CUDA or ROCm device here"
-    name, why = of.implementation
+    name, why = machine.implementation
     if name not in (library.COMPILED["cuda"][1], "Triton"):
         return False, f"the ops are served by the {name}, which a graph cannot hold: {why}"
     return True, "CUDA graphs, launched ahead by the host"
 
 
-def _graph(of: Facts) -> tuple[bool, str]:
-    works, why = _groups(of)
+def _graph(machine: Facts) -> tuple[bool, str]:
+    works, why = _groups(machine)
     if not works:
         return works, why
-    if of.rocm:
+    if machine.rocm:
         return False, "ROCm has no conditional nodes"
-    name, why = of.implementation
+    name, why = machine.implementation
     if name != library.COMPILED["cuda"][1]:
         return False, f"only the compiled CUDA library can end a loop inside a graph: {why}"
-    if of.loop is not None:
-        return False, of.loop
+    if machine.loop is not None:
+        return False, machine.loop
     return True, "conditional nodes: one launch for the whole loop"
 
 

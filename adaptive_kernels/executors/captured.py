@@ -37,7 +37,7 @@ class CapturedNetwork:
                 self.state, self.network = state.clone(), network.fixed()
             with _autocast_without_cache(state.latents.device.type):
                 self._warm_up()
-                with _told("failed while it was captured"):
+                with _as_capture_error("failed while it was captured"):
                     self.graph = runtime.capture(self._call)
         except BaseException:
             runtime.release()
@@ -80,7 +80,7 @@ class CapturedNetwork:
         return self.network(self.state.model_input, self.state.timestep, None)
 
     def _warm_up(self) -> None:
-        with _told("failed while it was warmed up"), self.runtime.on_stream():
+        with _as_capture_error("failed while it was warmed up"), self.runtime.on_stream():
             watch = Watch(self.state.latents.device)
             if is_compiled(self.network.model):
                 # Compiled code draws numbers where a watch does not see it.
@@ -144,7 +144,7 @@ def _autocast_without_cache(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_capture_error(what: str) -> Iterator[None]:
     try:
         yield
     except CaptureError as error:

@@ -23,8 +23,8 @@ def eager(job: Job, bar: Any) -> None:
     state, network = job.state, job.network
     steps, batch = len(state.rows), state.latents.shape[1]
     tick = 0
-    while len(rows := (state.index < steps).nonzero()[:, 0]):
-        partial = rows if job.gather and len(rows) < batch else None
+    while len(unfinished := (state.index < steps).nonzero()[:, 0]):
+        partial = unfinished if job.gather and len(unfinished) < batch else None
         output = network(state.model_input, state.timestep, partial)
         state.advance(output, partial)
         tick += 1

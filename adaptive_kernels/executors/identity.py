@@ -38,47 +38,47 @@ class _Same:
 
 def identity(model: Any) -> list:
     """The identity of a model or of any value, to compare with ``==``."""
-    found: list = []
-    _add(model, found, DEPTH, set())
-    return found
+    facts: list = []
+    _add(model, facts, DEPTH, set())
+    return facts
 
 
-def _add(value: Any, found: list, depth: int, seen: set[int]) -> None:
+def _add(value: Any, facts: list, depth: int, visited: set[int]) -> None:
     kind = type(value)
     if kind in PLAIN:
-        found.append(value)
+        facts.append(value)
     elif isinstance(value, Tensor):
-        found += (*_lies(value), value.shape)
-    elif id(value) in seen or isinstance(value, (type, types.ModuleType)):
-        found.append(_Same(value))
+        facts += (*_location(value), value.shape)
+    elif id(value) in visited or isinstance(value, (type, types.ModuleType)):
+        facts.append(_Same(value))
     else:
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, torch.nn.Module):
-            _add_module(value, found)
+            _add_module(value, facts)
         elif depth == 0:
-            found.append(_Same(value))
+            facts.append(_Same(value))
         else:
-            for part in _parts(value, found):
-                _add(part, found, depth - 1, seen)
+            for part in _parts(value, facts):
+                _add(part, facts, depth - 1, visited)
 
 
-def _parts(value: Any, found: list) -> list:
+def _parts(value: Any, facts: list) -> list:
     """What there is to see of a value; of what cannot be compared itself, only the parts are."""
-    found.append(type(value))
+    facts.append(type(value))
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, types.FunctionType):
-        code, given = value.__code__, value.__globals__
+        code, scope = value.__code__, value.__globals__
         # Named by the code: a function made anew at each call is the same one.
-        found.append(_Same(code))
-        named = [given[name] for name in code.co_names if name in given]
+        facts.append(_Same(code))
+        named = [scope[name] for name in code.co_names if name in scope]
         cells = [_content(cell) for cell in value.__closure__ or ()]
         return [value.__defaults__, value.__kwdefaults__, *cells, *named]
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
     if type(value) in CONTAINERS and len(value) <= MOST:
         return [*value, *value.values()] if isinstance(value, dict) else list(value)
-    found.append(_Same(value))
+    facts.append(_Same(value))
     return list(getattr(value, "__dict__", {}).values())
 
 
@@ -89,37 +89,37 @@ def _content(cell: types.CellType) -> Any:
         return None  # not bound yet
 
 
-def _lies(tensor: Tensor) -> list:
+def _location(tensor: Tensor) -> list:
     """Where a tensor's values lie, and how they are read; those of the tensors it wraps, too."""
     try:
-        at: list = [tensor.data_ptr(), tensor.dtype]
+        address: list = [tensor.data_ptr(), tensor.dtype]
     except (RuntimeError, ValueError):  # sparse, or not made yet
-        at = [_Same(tensor)]
+        address = [_Same(tensor)]
     if type(tensor) not in _ORDINARY and hasattr(type(tensor), "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
-            at += _lies(getattr(tensor, name))
-    return at
+            address += _location(getattr(tensor, name))
+    return address
 
 
-def _add_module(module: torch.nn.Module, found: list) -> None:
+def _add_module(module: torch.nn.Module, facts: list) -> None:
     """By hand: it is asked for at every sampling, and torch's own walks take five times as long."""
-    found.append(_Same(module))
-    left, seen = [module], {id(module)}
-    while left:
-        here = left.pop()
-        for tensor in (*_held(here, "_parameters"), *_held(here, "_buffers")):
+    facts.append(_Same(module))
+    stack, visited = [module], {id(module)}
+    while stack:
+        current = stack.pop()
+        for tensor in (*_held(current, "_parameters"), *_held(current, "_buffers")):
             if tensor is not None:
-                found += _lies(tensor)
-        for inner in _held(here, "_modules"):
-            if inner is not None and id(inner) not in seen:
-                seen.add(id(inner))
-                left.append(inner)
+                facts += _location(tensor)
+        for inner in _held(current, "_modules"):
+            if inner is not None and id(inner) not in visited:
+                visited.add(id(inner))
+                stack.append(inner)
         for name in _HOOKS:
-            if hooks := here.__dict__.get(name):
-                found += map(_Same, hooks.values())
-        for name, value in here.__dict__.items():
+            if hooks := current.__dict__.get(name):
+                facts += map(_Same, hooks.values())
+        for name, value in current.__dict__.items():
             if name not in _OWN:
-                found += _attribute(value)
+                facts += _attribute(value)
 
 
 def _attribute(value: Any) -> list:
@@ -127,7 +127,7 @@ def _attribute(value: Any) -> list:
     if kind in PLAIN:
         return [value]
     if isinstance(value, Tensor):
-        return _lies(value)
+        return _location(value)
     if isinstance(value, (dict, list, tuple, set)):
         entries = value.values() if isinstance(value, dict) else value
         return [entry for entry in entries if type(entry) in PLAIN] if len(value) <= MOST else []

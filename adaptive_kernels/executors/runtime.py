@@ -81,12 +81,12 @@ def _begin(graph: torch.cuda.CUDAGraph, device: torch.device, **options: Any) ->
     fail: it gets another state to mark.
     """
     generator = torch.cuda.default_generators[device.index]
-    own = generator.graphsafe_get_state()
+    state = generator.graphsafe_get_state()
     generator.graphsafe_set_state(generator.clone_state())
     try:
         graph.capture_begin(capture_error_mode="thread_local", **options)
     finally:
-        generator.graphsafe_set_state(own)
+        generator.graphsafe_set_state(state)
 
 
 class _Place:
@@ -98,13 +98,13 @@ class _Place:
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
-        one = torch.ones(16, 16, device=device)
-        one @ one  # this thread's handle, on another stream
+        ones = torch.ones(16, 16, device=device)
+        ones @ ones  # this thread's handle, on another stream
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             _begin(self.graph, device)
             try:
-                one @ one
+                ones @ ones
             finally:
                 self.graph.capture_end()
 
@@ -183,9 +183,9 @@ class Runtime:
         with torch.inference_mode(False), torch.no_grad():
             return torch.zeros(shape, dtype=torch.int32, device="cpu", pin_memory=True)
 
-    def copy(self, into: Tensor, value: Tensor) -> None:
+    def copy(self, target: Tensor, value: Tensor) -> None:
         """Copies device memory to pinned memory, in order with what is on the current stream."""
-        into.copy_(value, non_blocking=True)
+        target.copy_(value, non_blocking=True)
 
     def mark(self) -> Mark:
         """A mark after all that is on the current stream."""

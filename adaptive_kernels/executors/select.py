@@ -21,11 +21,11 @@ from .runtime import Runtime
 from .watch import CaptureError
 
 
-class _Held:
+class _Capture:
     """What is captured for one signature, and what was learnt about it."""
 
-    def __init__(self, wanted: Any, model: tuple, names: list[str]):
-        self.signature, self.model = wanted, model
+    def __init__(self, key: Any, model: tuple, names: list[str]):
+        self.signature, self.model = key, model
         self.fastest = Fastest(names)
         self.why_not: dict[str, str] = {}
         self.network: CapturedNetwork | None = None
@@ -33,14 +33,14 @@ class _Held:
 
     def refuse(self, name: str, why: str) -> None:
         # A network that no graph takes need not be tried again in another one.
-        for each in [name] if self.network is not None else list(self.fastest.names):
-            self.fastest.drop(each)
-            self.why_not[each] = why
+        for executor in [name] if self.network is not None else list(self.fastest.names):
+            self.fastest.drop(executor)
+            self.why_not[executor] = why
 
     def keep(self, name: str) -> None:
         """Frees what was built for other names."""
-        for other in [n for n in self.built if n != name]:
-            self.built.pop(other).close()
+        for executor in [n for n in self.built if n != name]:
+            self.built.pop(executor).close()
 
     def close(self) -> None:
         """Waits for the last launch and frees everything."""
@@ -77,7 +77,7 @@ class Executors:
             )
         self.name, self.table, self.config = name, table, config
         self._lock = threading.RLock()
-        self._held: _Held | None = None
+        self._capture: _Capture | None = None
         self._captures = 0
 
     def run(self, job: Job, bar: Any, finish: Callable[[State, str, str], Any]) -> Any:
@@ -85,12 +85,12 @@ class Executors:
 
         Raises: CaptureError, or RuntimeError, where the executor asked for does not work.
         """
-        asked = [self.name] if self.name != "auto" else capability.EXECUTORS
-        answers = {name: self._works(name, job) for name in asked}
+        candidates = [self.name] if self.name != "auto" else capability.EXECUTORS
+        answers = {name: self._works(name, job) for name in candidates}
         why_not = {name: why for name, (works, why) in answers.items() if not works}
         if self.name in why_not:
             raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
-        names = [name for name in asked if name not in why_not and name != "eager"]
+        names = [name for name in candidates if name not in why_not and name != "eager"]
         if names:
             with self._lock:
                 chosen = self._choose(job, names, why_not)
@@ -106,19 +106,19 @@ class Executors:
     def report(self) -> dict:
         """What is captured now: captures so far, what is built on it, bytes on the device."""
         with self._lock:
-            network = self._held.network if self._held else None
+            network = self._capture.network if self._capture else None
             return {
                 "captures": self._captures,
-                "built": sorted(self._held.built) if self._held else [],
+                "built": sorted(self._capture.built) if self._capture else [],
                 "memory": network.memory() if network else {"activations": 0, "buffers": 0},
             }
 
     def close(self) -> None:
         """Waits for the last launch and frees what was captured; the next job captures again."""
         with self._lock:
-            if self._held is not None:
-                self._held.close()
-            self._held = None
+            if self._capture is not None:
+                self._capture.close()
+            self._capture = None
 
     def __del__(self):
         with contextlib.suppress(Exception):
@@ -146,9 +146,9 @@ class Executors:
         self, job: Job, names: list[str], why_not: dict[str, str]
     ) -> tuple[str, Loop | Groups] | None:
         """The executor to run now, ready; None: none of the names, for what `why_not` says then."""
-        held = self._hold(job, names)
-        while held.fastest.names:
-            name = held.fastest.next()
+        capture = self._hold(job, names)
+        while capture.fastest.names:
+            name = capture.fastest.next()
             try:
                 built = self._prepare(name, job)
             except torch.OutOfMemoryError as error:
@@ -159,37 +159,37 @@ class Executors:
                 why_not[name] = f"out of memory: {error}"
                 return None
             except RuntimeError as error:
-                held.refuse(name, str(error))
+                capture.refuse(name, str(error))
                 if self.name != "auto":
                     raise
             else:
-                why_not |= held.why_not
+                why_not |= capture.why_not
                 return name, built
-        why_not |= held.why_not
+        why_not |= capture.why_not
         return None
 
-    def _hold(self, job: Job, names: list[str]) -> _Held:
-        held, wanted = self._held, signature(job.network, job.state)
+    def _hold(self, job: Job, names: list[str]) -> _Capture:
+        capture, key = self._capture, signature(job.network, job.state)
         # A model that no graph takes is not asked again because it counts its calls, say.
-        in_vain = held is not None and not held.fastest.names and held.model == _mode(job)
-        if held is None or (held.signature != wanted and not in_vain):
+        in_vain = capture is not None and not capture.fastest.names and capture.model == _mode(job)
+        if capture is None or (capture.signature != key and not in_vain):
             self.close()
-            self._held = _Held(wanted, _mode(job), names)
-        return self._held
+            self._capture = _Capture(key, _mode(job), names)
+        return self._capture
 
     def _prepare(self, name: str, job: Job) -> Loop | Groups:
         """The executor over buffers that hold the job's values; captures where it has to."""
-        held = self._held
-        if held.network is None:
+        capture = self._capture
+        if capture.network is None:
             runtime = Runtime(job.state.latents.device)
-            held.network = CapturedNetwork(runtime, job.network, job.state)
+            capture.network = CapturedNetwork(runtime, job.network, job.state)
             # A model may have changed in its first calls: caches made, calls counted.
-            held.signature = signature(job.network, job.state)
+            capture.signature = signature(job.network, job.state)
             self._captures += 1
-        if name not in held.built:
-            held.built[name] = self._build(name, held.network)
-        held.network.load(job.network, job.state)
-        return held.built[name]
+        if name not in capture.built:
+            capture.built[name] = self._build(name, capture.network)
+        capture.network.load(job.network, job.state)
+        return capture.built[name]
 
     def _build(self, name: str, network: CapturedNetwork) -> Loop | Groups:
         if name == "graph":
@@ -197,20 +197,20 @@ class Executors:
         return Groups(network, least_groups(self.table, self.config))
 
     def _launch(self, name, built, bar, finish, why) -> Any:
-        held, choosing = self._held, self._held.fastest.choosing
-        began = held.network.runtime.mark()
+        capture, choosing = self._capture, self._capture.fastest.choosing
+        began = capture.network.runtime.mark()
         built.run(bar)
-        state = held.network.state
-        if measured := held.fastest.measured():
+        state = capture.network.state
+        if measured := capture.fastest.measured():
             why = f"{why}; {measured}"
-        ended = held.network.last
+        ended = capture.network.last
         result = finish(state, name, why)
         # The next launch comes after what was read, on whatever stream.
-        held.network.last = held.network.runtime.mark()
+        capture.network.last = capture.network.runtime.mark()
         if choosing:
             ticks = int(state.nfe.max())
             ended.wait()
-            held.fastest.took(name, began.until(ended), ticks)
-            if not held.fastest.choosing:
-                held.keep(held.fastest.best())
+            capture.fastest.took(name, began.until(ended), ticks)
+            if not capture.fastest.choosing:
+                capture.keep(capture.fastest.best())
         return result

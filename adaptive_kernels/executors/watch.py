@@ -37,8 +37,8 @@ class CaptureError(RuntimeError):
 def where(error: BaseException) -> str:
     """The place of the user's code that an error came from: "file:line in function"."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((_TORCH, _HERE))]
-    frame = (own or frames or [None])[-1]
+    outside = [f for f in frames if not f.filename.startswith((_TORCH, _HERE))]
+    frame = (outside or frames or [None])[-1]
     return (
         "an unknown place" if frame is None else f"{frame.filename}:{frame.lineno} in {frame.name}"
     )

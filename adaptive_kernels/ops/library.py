@@ -21,15 +21,15 @@ def _load(name: str) -> tuple[bool, str]:
     cuda = torch.version.cuda
     if name == "_C_cuda" and cuda is None:
         return False, f"this torch is a {'ROCm' if torch.version.hip else 'CPU'} build"
-    found = sorted(Path(__file__).parent.glob(f"{name}.*.so"))
-    if not found:
-        wanted = "a C++ compiler" if cuda is None or name == "_C" else f"nvcc of CUDA {cuda[:2]}"
-        return False, f"not built: installing found no {wanted} that works"
+    files = sorted(Path(__file__).parent.glob(f"{name}.*.so"))
+    if not files:
+        tool = "a C++ compiler" if cuda is None or name == "_C" else f"nvcc of CUDA {cuda[:2]}"
+        return False, f"not built: installing found no {tool} that works"
     try:
-        torch.ops.load_library(found[-1])
+        torch.ops.load_library(files[-1])
     except OSError as error:
-        return False, f"{found[-1].name} does not load: {error}"
-    return True, f"loaded {found[-1].name}"
+        return False, f"{files[-1].name} does not load: {error}"
+    return True, f"loaded {files[-1].name}"
 
 
 def _portable(name: str) -> Callable[..., None]:
@@ -62,8 +62,8 @@ def implementation(device: str) -> tuple[str, str]:
         return name, why
     if device not in ("cuda", "xpu"):
         return REFERENCE, why if library else f"{why}; the reference needs a device with float64"
-    found, why_triton = triton.available()
-    return ("Triton" if found else REFERENCE), f"{why}; {why_triton}"
+    usable, why_triton = triton.available()
+    return ("Triton" if usable else REFERENCE), f"{why}; {why_triton}"
 
 
 @functools.cache

@@ -166,7 +166,7 @@ def step(
     x_next = x_next + torch.where(S == 0, 0.0, S * z)
 
     back = [latents[(i + 1 - k * stages) % ring, sample].double() for k in (1, 2, 3)]
-    whole = ((i + 1) % stages == 0) & active
+    boundary = ((i + 1) % stages == 0) & active
     third = (x_next - 3 * back[0] + 3 * back[1] - back[2]).square().sum(1)
     change = x_next - back[0]
     first = change.square().sum(1) if criterion == THIRD_ORDER else change.abs().sum(1)
@@ -186,23 +186,23 @@ def step(
         predicted = run_cost[following, 0, 0].double()
     if criterion == DEFECT:
         spread = (defect / elements).sqrt() * entry[:, 6]
-        norms[:, 0] = torch.where(began & whole, spread, norms[:, 0])
+        norms[:, 0] = torch.where(began & boundary, spread, norms[:, 0])
         skips = _distance((run - 1) // stages + 1, run_cost.shape[2])
         cost = run_cost[newest, _distance(newest - before, run_cost.shape[1]), skips]
         predicted = norms[:, 0] * cost.double()
     rule = (criterion, max_skip, warmup, stages)
     refresh, value = decide(rule, i, run, *sums, elements, predicted, threshold.double())
 
-    def write(buffer, at, values, where):
-        old = buffer[at, sample]
+    def write(buffer, slot, values, where):
+        old = buffer[slot, sample]
         mask = where if old.dim() == 1 else where[:, None]
-        buffer[at, sample] = torch.where(mask, values.to(buffer.dtype), old)
+        buffer[slot, sample] = torch.where(mask, values.to(buffer.dtype), old)
 
     write(latents, (i + 1) % ring, x_next, active)
     if K > 1:
         write(history, i % (K - 1), h, active)
     if criterion in (THIRD_ORDER, RELEASED):
-        norms.copy_(torch.where(whole[:, None], torch.stack([first, first_1], dim=1), norms))
+        norms.copy_(torch.where(boundary[:, None], torch.stack([first, first_1], dim=1), norms))
     going_on = active & (i + 1 < T)
     if outputs is not None:
         write(outputs, nfe % OUTPUTS, e, began)

@@ -133,9 +133,9 @@ def _parse(criterion) -> tuple[str, int]:
     if isinstance(criterion, str):
         if criterion in CRITERIA and criterion != "every":
             return criterion, 0
-        found = re.fullmatch(r"every\((\d+)\)", criterion)
-        if found and 1 <= int(found[1]) <= LARGEST:
-            return "every", int(found[1])
+        match = re.fullmatch(r"every\((\d+)\)", criterion)
+        if match and 1 <= int(match[1]) <= LARGEST:
+            return "every", int(match[1])
     raise ValueError(
         "criterion must be 'third_order', 'released', 'defect', 'plan', 'never' or 'every(k)' with "
         "k >= 1, "

@@ -59,17 +59,17 @@ def coordinates(table: SolverTable) -> Coordinates:
 
     Raises: ValueError where the table's noise levels are not known.
     """
-    known = table.levels
+    levels = table.levels
     if table.num_steps == 1:
         # A single row is never skipped: any coordinates serve, the network's own among them.
         zero, two = torch.zeros_like(table.p), torch.zeros(2, dtype=torch.float64)
         return Coordinates(zero, torch.ones_like(table.p), table.p, table.q, zero, two)
-    if known is None:
+    if levels is None:
         raise ValueError(
             f"fill must be 'reuse' for {table}: its scheduler has no add_noise() whose levels fit "
             "its own steps; criteria 'third_order', 'released' and 'every(k)' can reuse"
         )
-    alpha, sigma, a, b = known.alpha[:-1], known.sigma[:-1], known.a, known.b
+    alpha, sigma, a, b = levels.alpha[:-1], levels.sigma[:-1], levels.a, levels.b
     det = b * alpha - a * sigma
     if stochastic(table):
         u, w = b / det, -sigma / det
@@ -84,7 +84,7 @@ def coordinates(table: SolverTable) -> Coordinates:
         if not lam[i].isfinite():
             ahead = [float(v) for v in lam[i + 1 : i + 3]] + [0.0, 1.0]
             lam[i] = 2 * ahead[0] - ahead[1]
-    sb = torch.cat(((-lam).exp(), (known.sigma[-1:] / known.alpha[-1:])))
+    sb = torch.cat(((-lam).exp(), (levels.sigma[-1:] / levels.alpha[-1:])))
     return Coordinates(
         u, w, table.p - table.q * u * inverse, table.q * inverse, lam, torch.asinh(sb / SPREAD)
     )
@@ -103,10 +103,10 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
     """
     full = config.resolved()
     if full.fill == "reuse":
-        one, zero = torch.ones_like(table.p), torch.zeros_like(table.p)
-        return FillTables(_rows(table, zero, one, table.p, table.q), None, None)
-    at = coordinates(table)
-    rows = _rows(table, at.u, at.w, at.ps, at.qs)
+        ones, zeros = torch.ones_like(table.p), torch.zeros_like(table.p)
+        return FillTables(_rows(table, zeros, ones, table.p, table.q), None, None)
+    coords = coordinates(table)
+    rows = _rows(table, coords.u, coords.w, coords.ps, coords.qs)
     if full.criterion == "plan":
         return FillTables(rows, *_planned(table, config))
     size = longest_run(table, config)
@@ -115,8 +115,8 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
             f"repair must be None or False for {table}, which adds noise: the defect is the noise"
         )
     repair = full.criterion == "defect" if full.repair is None else full.repair
-    weights = linear_weights(table, at, size, full.warmup, repair and not stochastic(table))
-    cost = run_cost(table, at, size, full.max_skip) if full.criterion == "defect" else None
+    weights = linear_weights(table, coords, size, full.warmup, repair and not stochastic(table))
+    cost = run_cost(table, coords, size, full.max_skip) if full.criterion == "defect" else None
     return FillTables(rows, weights.float(), None if cost is None else cost.float())
 
 
@@ -129,10 +129,10 @@ def longest_run(table: SolverTable, config: AdaptiveConfig) -> int:
 
 
 def linear_weights(
-    table: SolverTable, at: Coordinates, size: int, warmup: int, repair: bool
+    table: SolverTable, coords: Coordinates, size: int, warmup: int, repair: bool
 ) -> Tensor:
     """[T, size, size, 7] float64: f, r, spread of the linear fill by step, gap, previous gap."""
-    steps, lam = table.num_steps, at.lam
+    steps, lam = table.num_steps, coords.lam
     i = torch.arange(steps)[:, None, None]
     gap = torch.arange(1, size + 1)[None, :, None]
     previous = torch.arange(1, size + 1)[None, None, :]
@@ -142,10 +142,10 @@ def linear_weights(
     same = (n1 >= 0) & ((lam[n0.clamp(0)] - lam[n1.clamp(0)]).abs() < SAME)
     third = same & forced
     base = torch.where(third, n1 - 1, n1)
-    here, first, second = lam[i], lam[n0.clamp(0)], lam[base.clamp(0)]
+    lam_i, first, second = lam[i], lam[n0.clamp(0)], lam[base.clamp(0)]
     usable = (base >= 0) & ((first - second).abs() >= SAME)
-    slope = torch.where(usable, (here - first) / torch.where(usable, first - second, 1.0), 0.0)
-    product = (here - first) * (here - second)
+    slope = torch.where(usable, (lam_i - first) / torch.where(usable, first - second, 1.0), 0.0)
+    product = (lam_i - first) * (lam_i - second)
     measures = usable & (product.abs() >= SAME)
     out = torch.zeros(steps, size, size, 7, dtype=torch.float64)
     out[..., 0] = 1 + slope
@@ -153,7 +153,7 @@ def linear_weights(
     out[..., 2] = torch.where(third, -slope, 0.0)
     out[..., 6] = torch.where(measures, 1 / torch.where(measures, product.abs(), 1.0), torch.inf)
     if repair:
-        c = torch.where(measures & ~third, repairs(table, at, size, first, second), 0.0)
+        c = torch.where(measures & ~third, repairs(table, coords, size, first, second), 0.0)
         out[..., 3] = c
         out[..., 4:6] = -c[..., None] * out[..., 0:2]
     return out
@@ -161,7 +161,7 @@ def linear_weights(
 
 def repairs(
     table: SolverTable,
-    at: Coordinates,
+    coords: Coordinates,
     size: int,
     first: Tensor,  # [T, size, size] float64: lam of the last refresh
     second: Tensor,  # of the one before
@@ -172,18 +172,18 @@ def repairs(
     for gap in range(2, size + 1):
         i = torch.arange(gap, steps)
         a, b = first[i, gap - 1], second[i, gap - 1]
-        scale = (at.lam[i, None] - a) * (at.lam[i, None] - b)
+        scale = (coords.lam[i, None] - a) * (coords.lam[i, None] - b)
         scale = torch.where(scale.abs() < SAME, torch.inf, scale)
         dx = torch.zeros(len(i), size, dtype=torch.float64)
         dh: list[Tensor] = []
         for k in range(1, gap):
             j = i - gap + k
-            rho = (at.lam[j, None] - a) * (at.lam[j, None] - b) / scale
-            dh.append(at.ps[j, None] * dx + at.qs[j, None] * rho)
+            rho = (coords.lam[j, None] - a) * (coords.lam[j, None] - b) / scale
+            dh.append(coords.ps[j, None] * dx + coords.qs[j, None] * rho)
             dx = _respond(table, j, dx, dh, depth)
-        dh.append(at.ps[i, None] * dx)
+        dh.append(coords.ps[i, None] * dx)
         target = _respond(table, i, dx, dh, depth)
-        unit = (table.C[i, 0] * at.qs[i])[:, None]
+        unit = (table.C[i, 0] * coords.qs[i])[:, None]
         damping = 1 / (1 + dx.abs() / table.levels.sigma[i, None])
         c[i, gap - 1] = torch.where(
             unit.abs() > 1e-12, damping * target / torch.where(unit == 0, 1.0, unit), 0.0
@@ -199,14 +199,14 @@ def _respond(table: SolverTable, j: Tensor, dx: Tensor, dh: list[Tensor], depth:
     return out
 
 
-def run_cost(table: SolverTable, at: Coordinates, size: int, max_skip: int) -> Tensor:
+def run_cost(table: SolverTable, coords: Coordinates, size: int, max_skip: int) -> Tensor:
     """[T, size, Q] float64: predicted error per unit of D after a run of 1 .. Q skipped steps."""
     steps, stages = table.num_steps, table.stages
     count = max(1, min(max_skip, steps))
     # Both stages of a step carry it, whichever of them moves the level.
     whole = torch.arange(steps) // stages * stages
     end = (whole + stages).clamp(max=steps)
-    weight = (at.asinh[end] - at.asinh[whole]).abs() / (end - whole)
+    weight = (coords.asinh[end] - coords.asinh[whole]).abs() / (end - whole)
     i = torch.arange(steps)[:, None]
     n0 = (i - torch.arange(1, size + 1)[None, :]).clamp(0)
     total = torch.zeros(steps, size, dtype=torch.float64)
@@ -216,7 +216,10 @@ def run_cost(table: SolverTable, at: Coordinates, size: int, max_skip: int) -> T
             j = i + 1 + q * stages + stage
             inside = j < steps
             j = j.clamp(max=steps - 1)
-            term = weight[j] * ((at.lam[j] - at.lam[i]) * (at.lam[j] - at.lam[n0])).abs()
+            term = (
+                weight[j]
+                * ((coords.lam[j] - coords.lam[i]) * (coords.lam[j] - coords.lam[n0])).abs()
+            )
             # Nothing is predicted without error, not even at the level of the refresh itself.
             total = total + torch.where(inside, term.clamp(min=1e-12), 0.0)
         out[:, :, q] = total
@@ -244,8 +247,11 @@ def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor
             f"{len(plan.timesteps)} steps from timestep {plan.timesteps[0]:g}"
         )
     if plan.updates:
-        theirs, ours = torch.tensor(plan.updates, dtype=torch.float64), updates(table)
-        if ((theirs - ours).abs() > 1e-3 * ours.abs().clamp(min=1.0)).any():
+        plan_updates, table_updates = (
+            torch.tensor(plan.updates, dtype=torch.float64),
+            updates(table),
+        )
+        if ((plan_updates - table_updates).abs() > 1e-3 * table_updates.abs().clamp(min=1.0)).any():
             raise ValueError(
                 f"plan must be one for {table}, got one for other coefficients of the same name "
                 "and timesteps (another prediction, order, schedule or noise)"
@@ -256,14 +262,14 @@ def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor
         raise ValueError("plan.refresh must call the network at both stages of a step or at none")
     values = torch.tensor(plan.weights, dtype=torch.float64)
     out = torch.zeros(table.num_steps, 1, 1, 7, dtype=torch.float64)
-    own = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    newest = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     out[:, 0, 0, 0:3] = torch.where(refresh[:, None], 0.0, values)
-    out[:, 0, 0, 3:6] = torch.where(refresh[:, None], values - own, 0.0)
+    out[:, 0, 0, 3:6] = torch.where(refresh[:, None], values - newest, 0.0)
     return out.float(), refresh.float()[:, None, None]
 
 
 def _rows(table: SolverTable, u: Tensor, w: Tensor, ps: Tensor, qs: Tensor) -> Tensor:
     """[T, 10 + K] float32, what a kernel reads at step i."""
-    own = table.rows()
+    update = table.rows()
     fill = torch.stack((u, w, ps, qs), dim=1).float()
-    return torch.cat((own[:, :6], fill, own[:, 6:]), dim=1)
+    return torch.cat((update[:, :6], fill, update[:, 6:]), dim=1)

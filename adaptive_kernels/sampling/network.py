@@ -74,30 +74,30 @@ class NetworkCall:
         self.spec = pytree.tree_structure(_keywords_of(conditioning))
         self._all = self._keywords(None)
 
-    def _keywords(self, rows: Tensor | None) -> dict:
+    def _keywords(self, samples: Tensor | None) -> dict:
         """The keyword arguments of the samples `rows` (None: all), halves stacked."""
 
         def join(parts):
             if not isinstance(parts[-1], Tensor):
                 return parts[-1]
-            parts = [part if rows is None else part[rows] for part in parts]
+            parts = [part if samples is None else part[samples] for part in parts]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
         return pytree.tree_unflatten(
             [join(parts) for parts in zip(*self.halves, strict=True)], self.spec
         )
 
-    def __call__(self, model_input: Tensor, timestep: Tensor, rows: Tensor | None) -> Tensor:
+    def __call__(self, model_input: Tensor, timestep: Tensor, samples: Tensor | None) -> Tensor:
         """The model output [rows or 2 rows, N] of the samples `rows` (None: all).
 
         Args:
             model_input: [B or 2B, N]. timestep: [B or 2B]. rows: [b] int64 or None.
         """
         keywords = self._all
-        if rows is not None:
-            at = torch.cat([rows, rows + self.shape[0]]) if self.guided else rows
-            model_input, timestep = model_input[at], timestep[at]
-            keywords = self._keywords(rows)
+        if samples is not None:
+            indices = torch.cat([samples, samples + self.shape[0]]) if self.guided else samples
+            model_input, timestep = model_input[indices], timestep[indices]
+            keywords = self._keywords(samples)
         model_input = model_input.view(-1, *self.shape[1:])
         output = _tensor_of(self.model(model_input, timestep, **keywords))
         if output.data_ptr() == model_input.data_ptr():
@@ -126,9 +126,9 @@ class NetworkCall:
 
     def load(self, other: "NetworkCall") -> None:
         """Takes the conditioning of a call of the same signature into these buffers."""
-        for into, value in zip(self.leaves(), other.leaves(), strict=True):
-            if isinstance(into, Tensor):
-                into.copy_(value)
+        for buffer, value in zip(self.leaves(), other.leaves(), strict=True):
+            if isinstance(buffer, Tensor):
+                buffer.copy_(value)
 
     def leaves(self) -> list:
         """The tensors and plain values that every row is called with, of both halves."""
@@ -161,8 +161,8 @@ def _leaves(name: str, tree: Any, batch: int, device: torch.device) -> dict[str,
         raise TypeError(
             f"{name} must be a mapping of the model's keyword arguments, got {type(tree).__name__}"
         )
-    found = pytree.tree_flatten_with_path(_keywords_of(tree))[0]
-    leaves = {pytree.keystr(path): leaf for path, leaf in found}
+    flat = pytree.tree_flatten_with_path(_keywords_of(tree))[0]
+    leaves = {pytree.keystr(path): leaf for path, leaf in flat}
     for path, leaf in leaves.items():
         if not isinstance(leaf, Tensor):
             continue

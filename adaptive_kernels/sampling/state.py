@@ -73,7 +73,7 @@ class State:
         # float32 holds every timestep of a table exactly; float64 has no place in a network.
         timestep = table.timesteps[:1].to(device)
         timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
-        rows = batch if guidance_scale is None else 2 * batch
+        count = batch if guidance_scale is None else 2 * batch
 
         def buffer(*shape, dtype=torch.float32, fill=0):
             return torch.full(shape, fill, dtype=dtype, device=device)
@@ -81,8 +81,8 @@ class State:
         state = cls(
             latents=buffer(3 * table.stages + 1, batch, elements),
             history=buffer(table.history - 1, batch, elements),
-            model_input=model_input.repeat(rows // batch if batch else 1, 1),
-            timestep=timestep.repeat(rows),
+            model_input=model_input.repeat(count // batch if batch else 1, 1),
+            timestep=timestep.repeat(count),
             progress=buffer(5, batch, dtype=torch.int32),
             norms=buffer(batch, 2, dtype=torch.float64),
             refreshed=buffer(steps, batch, dtype=torch.bool),
@@ -91,7 +91,7 @@ class State:
             workspace=None
             if torch.device(device).type == "cpu"
             else buffer(*ops.workspace_shape(batch, elements), dtype=torch.float64),
-            model_output=buffer(rows, elements, dtype=dtype),
+            model_output=buffer(count, elements, dtype=dtype),
             guidance_scale=buffer(batch) if guidance_scale is None else guidance_scale,
             threshold=buffer(batch, fill=config.resolved().threshold),
             rows=tables.rows.to(device),
@@ -146,7 +146,7 @@ class State:
     def advance(
         self,
         model_output: Tensor | None = None,
-        rows: Tensor | None = None,
+        samples: Tensor | None = None,
         condition: int | None = None,
     ) -> None:
         """Takes fresh model outputs and runs every sample to its next refresh (`ops.advance`).
@@ -157,11 +157,11 @@ class State:
             rows: [b] int64, or None for all.
             condition: handle of a CUDA graph's condition to set, or None.
         """
-        if rows is not None:
-            batch, everyone = self.latents.shape[1], model_output.new_zeros(self.model_output.shape)
-            at = rows if len(everyone) == batch else torch.cat([rows, rows + batch])
-            everyone[at] = model_output
-            model_output = everyone
+        if samples is not None:
+            batch, full = self.latents.shape[1], model_output.new_zeros(self.model_output.shape)
+            indices = samples if len(full) == batch else torch.cat([samples, samples + batch])
+            full[indices] = model_output
+            model_output = full
         # Between two refreshes the output is used by this call alone: no copy is needed.
         ops.advance(*self.arguments(model_output), condition)
 
@@ -183,9 +183,9 @@ class State:
 
     def load(self, other: "State") -> None:
         """Takes the values of a state of the same signature into these buffers."""
-        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-            if isinstance(mine, Tensor):
-                mine.copy_(theirs)
+        for buffer, value in zip(vars(self).values(), vars(other).values(), strict=True):
+            if isinstance(buffer, Tensor):
+                buffer.copy_(value)
 
     def bytes(self) -> int:
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))

@@ -31,10 +31,10 @@ class Solver:
     C: Tensor  # [T, K]
     z: Tensor  # [T, draws]
 
-    def terms(self, seen: Probe) -> Tensor:
+    def terms(self, probe: Probe) -> Tensor:
         """Return what every step of the closed loop adds up, [terms, T, D]."""
-        x, m = seen.data_x[:-1], seen.data_m
-        terms = [self.A[:, None] * x, *(self.z[:, :, None] * seen.data_z).unbind(1)]
+        x, m = probe.data_x[:-1], probe.data_m
+        terms = [self.A[:, None] * x, *(self.z[:, :, None] * probe.data_z).unbind(1)]
         for lag, weight in enumerate(self.C.unbind(1)):
             for kept in (self.p[:, None] * x, self.q[:, None] * m):
                 shifted = torch.zeros_like(kept)
@@ -43,26 +43,26 @@ class Solver:
         return torch.stack(terms)
 
 
-def solve(seen: Probe) -> Solver:
+def solve(probe: Probe) -> Solver:
     """Factorise what was seen; raise NotLinear unless the closed loop on random data agrees."""
-    size = torch.maximum(seen.x.abs(), seen.m.abs())
+    size = torch.maximum(probe.x.abs(), probe.m.abs())
     keep = size > 1e-13 * size.amax(dim=1, keepdim=True)
-    x, m = seen.x * keep, seen.m * keep
+    x, m = probe.x * keep, probe.m * keep
     output = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(len(x), 2)
-    own = x.abs() @ seen.data_x[:-1].abs() + m.abs() @ seen.data_m.abs()
-    own += (seen.z.abs().flatten(1) @ seen.data_z.abs().flatten(0, 1)).clamp(min=1e-300)
+    own = x.abs() @ probe.data_x[:-1].abs() + m.abs() @ probe.data_m.abs()
+    own += (probe.z.abs().flatten(1) @ probe.data_z.abs().flatten(0, 1)).clamp(min=1e-300)
 
-    ahead = size.triu(1) + seen.z.abs().amax(2).triu(1)
+    ahead = size.triu(1) + probe.z.abs().amax(2).triu(1)
     if ahead.any():
         i = int(ahead.amax(1).argmax())
         raise NotLinear(f"step {i} is not a linear function of latents and model output")
     best, best_cost, worst = None, (0, 0.0), "it needs noise or latents older than a row keeps"
     for gauge in (_read_later(x, m, False), output, _read_later(x, m, True)):
-        solver = _factorise(x, m, seen.z, gauge)
+        solver = _factorise(x, m, probe.z, gauge)
         if solver is None:
             continue
-        terms = solver.terms(seen)
-        error = ((terms.sum(0) - seen.data_x[1:]).abs() / own).amax(1)
+        terms = solver.terms(probe)
+        error = ((terms.sum(0) - probe.data_x[1:]).abs() / own).amax(1)
         if not (error <= 1e-9).all():
             i = int(error.argmax())
             worst = f"step {i} is not a linear function of latents and model output"

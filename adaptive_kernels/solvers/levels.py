@@ -65,7 +65,7 @@ def read_levels(
     alpha, sigma = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
     config = getattr(scheduler, "config", None) or {}
     size = (alpha[1:].square() + sigma[1:].square()).sqrt()
-    found = []
+    candidates = []
     for name, a, b in _predictions(alpha, sigma, config):
         clean = _apply(A, C, alpha, p * alpha + q * a)
         mean = _apply(A, C, sigma, p * sigma + q * b)
@@ -75,11 +75,11 @@ def read_levels(
         wrong = torch.where(S[:-1] == 0, (mean[:-1] - sigma[1:]).abs() / size, 0.0)
         if error < TOLERANCE and wrong.amax() < 2 * TOLERANCE:
             last = torch.stack((clean[-1], (mean[-1].square() + S[-1].square()).sqrt()))
-            found.append((name != config.get("prediction_type"), error, (name, a, b, last)))
-    if not found:
+            candidates.append((name != config.get("prediction_type"), error, (name, a, b, last)))
+    if not candidates:
         return None
     # The configured prediction, if it is one that fits; else the one that fits best.
-    _, _, (name, a, b, last) = min(found, key=lambda one: one[:2])
+    _, _, (name, a, b, last) = min(candidates, key=lambda candidate: candidate[:2])
     return NoiseLevels(
         torch.cat((alpha, last[:1])), torch.cat((sigma, last[1:])), a.clone(), b.clone(), name
     )

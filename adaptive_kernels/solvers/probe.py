@@ -64,13 +64,13 @@ class Probe:
 
 def check_step_kwargs(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError for a keyword that step() does not know or that belongs to the sampler."""
-    known = inspect.signature(scheduler.step).parameters
-    ours = _DRIVEN | {"return_dict", "generator", "variance_noise"}
+    parameters = inspect.signature(scheduler.step).parameters
+    driven = _DRIVEN | {"return_dict", "generator", "variance_noise"}
     for name in step_kwargs:
-        if name in ours:
+        if name in driven:
             raise ValueError(f"step_kwargs must not name {name!r}, which the sampler provides")
-        if name not in known:
-            free = sorted(set(known) - ours)
+        if name not in parameters:
+            free = sorted(set(parameters) - driven)
             raise ValueError(
                 f"step_kwargs must name parameters of {type(scheduler).__name__}.step, "
                 f"one of {free}, got {name!r}"
@@ -88,9 +88,9 @@ def probe(scheduler: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]) -> 
     data = _random_data(scheduler, columns)
 
     def vector(column: int, tail: Tensor) -> Tensor:
-        one = torch.zeros(columns, dtype=torch.float64)
-        one[column] = 1
-        return torch.cat((one, tail))[None, None, :, None]
+        basis = torch.zeros(columns, dtype=torch.float64)
+        basis[column] = 1
+        return torch.cat((basis, tail))[None, None, :, None]
 
     def sample_at(i: int, previous: Tensor | None) -> Tensor:
         return vector(i, data[0] if previous is None else previous[0, 0, columns:, 0])
@@ -156,20 +156,20 @@ def run(
     if "return_dict" in parameters:
         fixed["return_dict"] = False
 
-    at = [0, 0]  # step, draws so far
+    position = [0, 0]  # step, draws so far
 
     def draw() -> Tensor:
-        if at[1] == DRAWS:
-            raise ProbeError(f"step {at[0]} draws noise more than {DRAWS} times")
-        at[1] += 1
-        return noise_at(at[0], at[1] - 1)
+        if position[1] == DRAWS:
+            raise ProbeError(f"step {position[0]} draws noise more than {DRAWS} times")
+        position[1] += 1
+        return noise_at(position[0], position[1] - 1)
 
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     inputs, outputs = [], []
     result: tuple = (None, None)
     with _Float64(draw):
         for i, t in enumerate(timesteps):
-            at[:] = i, 0
+            position[:] = i, 0
             x = sample_at(i, result[0])
             fed = scale(x, t)
             if "old_pred_original_sample" in parameters:
@@ -224,19 +224,19 @@ def prepare(
     scheduler: Any, num_inference_steps: int | None, set_timesteps_kwargs: Mapping[str, Any]
 ) -> Any:
     """Copy the scheduler onto the CPU and set its timesteps; the given one stays as it is."""
-    own = copy.deepcopy(scheduler)
+    twin = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
         set_timesteps_kwargs = {"num_inference_steps": num_inference_steps, **set_timesteps_kwargs}
-    for name, value in vars(own).items():
+    for name, value in vars(twin).items():
         if isinstance(value, Tensor):
-            setattr(own, name, value.cpu())
-    own.set_timesteps(**set_timesteps_kwargs)
-    return own
+            setattr(twin, name, value.cpu())
+    twin.set_timesteps(**set_timesteps_kwargs)
+    return twin
 
 
 def begin_at(scheduler: Any, index: int) -> Any:
     """Copy the scheduler and, where it can, tell the copy which of its timesteps comes first."""
-    own = copy.deepcopy(scheduler)
-    if hasattr(own, "set_begin_index"):
-        own.set_begin_index(index)
-    return own
+    twin = copy.deepcopy(scheduler)
+    if hasattr(twin, "set_begin_index"):
+        twin.set_begin_index(index)
+    return twin

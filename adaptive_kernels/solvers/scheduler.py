@@ -39,34 +39,34 @@ def read_scheduler(
     _check_arguments(scheduler, num_inference_steps, step_kwargs, set_timesteps_kwargs)
     # Schedulers create tensors of their own, which must meet the probe's on one device.
     with torch.device("cpu"), torch.no_grad():
-        own = probe.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
-        stages = int(getattr(own, "order", 1))
-        begin = _begin(own, num_inference_steps, strength, begin_index, stages)
-        placed = probe.begin_at(own, begin)
+        twin = probe.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
+        stages = int(getattr(twin, "order", 1))
+        begin = _begin(twin, num_inference_steps, strength, begin_index, stages)
+        placed = probe.begin_at(twin, begin)
         # A text-to-image pipeline sets no begin index, and a scheduler may mind.
-        run = copy.deepcopy(own if strength is None and not begin else placed)
-        timesteps = own.timesteps[begin:].clone()
+        run = copy.deepcopy(twin if strength is None and not begin else placed)
+        timesteps = twin.timesteps[begin:].clone()
         try:
-            seen = probe.probe(run, timesteps, step_kwargs)
-            solver = factorise.solve(seen)
+            probed = probe.probe(run, timesteps, step_kwargs)
+            solver = factorise.solve(probed)
             start = probe.start_weights(placed, timesteps)
             scale = solver.z.norm(dim=1)
-            known = read_levels(
-                own, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C
+            levels = read_levels(
+                twin, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C
             )
         except probe.ProbeError as error:
             reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
             raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
     return {
         **{"p": solver.p, "q": solver.q, "A": solver.A, "S": scale, "C": solver.C},
-        "input_scale": seen.input_scale,
+        "input_scale": probed.input_scale,
         "timesteps": timesteps,
-        "init_noise_sigma": float(getattr(own, "init_noise_sigma", 1.0)),
+        "init_noise_sigma": float(getattr(twin, "init_noise_sigma", 1.0)),
         "start": start,
         "stages": stages,
         "name": name,
         "begin": begin,
-        "levels": known,
+        "levels": levels,
     }
 
 
@@ -98,13 +98,13 @@ def _check_arguments(
     scheduler: Any, num_inference_steps: Any, step_kwargs: dict, set_timesteps_kwargs: dict
 ) -> None:
     probe.check_step_kwargs(scheduler, step_kwargs)
-    known = inspect.signature(scheduler.set_timesteps).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    parameters = inspect.signature(scheduler.set_timesteps).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in set_timesteps_kwargs:
-        if not (key in known or anything) or key == "device":
+        if not (key in parameters or anything) or key == "device":
             raise ValueError(
                 f"{type(scheduler).__name__}.set_timesteps has no argument {key!r}; it takes "
-                f"{sorted(set(known) - {'device', 'num_inference_steps'})}"
+                f"{sorted(set(parameters) - {'device', 'num_inference_steps'})}"
             )
     if num_inference_steps is None:
         if not {"timesteps", "sigmas"} & set_timesteps_kwargs.keys():
@@ -115,9 +115,9 @@ def _check_arguments(
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
 
 
-def _begin(own: Any, steps: int | None, strength: float | None, index: int, stages: int) -> int:
+def _begin(twin: Any, steps: int | None, strength: float | None, index: int, stages: int) -> int:
     """Return the first row to run, counted as image-to-image pipelines count."""
-    rows = len(own.timesteps)
+    rows = len(twin.timesteps)
     if strength is None:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < rows:
             raise ValueError(f"begin_index must be an int in [0, {rows - 1}], got {index!r}")

@@ -107,8 +107,8 @@ class SolverTable:
         ahead = torch.zeros(self.num_steps, 2, dtype=torch.float64, device="cpu")
         ahead[:-1, 0] = self.input_scale[1:]
         ahead[:-1, 1] = self.timesteps[1:].double()
-        own = torch.stack((self.p, self.q, self.A, self.S), dim=1)
-        return torch.cat((own, ahead, self.C), dim=1).float()
+        update = torch.stack((self.p, self.q, self.A, self.S), dim=1)
+        return torch.cat((update, ahead, self.C), dim=1).float()
 
     @classmethod
     def from_scheduler(

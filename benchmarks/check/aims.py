@@ -49,13 +49,13 @@ def ratios(bench: dict) -> list[dict]:
     from Python on both sides.
     """
     bandwidth = (bench.get("ceilings") or {}).get("copy_GB_per_s")
-    every, made = times(bench), []
+    every, rows = times(bench), []
     for case in bench.get("cases", []):
         took = every[key(case)]
         ours, call = took.get("ours, graph"), took.get("ours, calls")
         limit = divide(case["bytes"] / 1e3, bandwidth)
         step = every.get((case["size"], "step", case["criterion"]), {}).get("ours, graph")
-        made.append(
+        rows.append(
             {
                 **{name: case[name] for name in ("size", "op", "criterion", "bytes")},
                 "us": ours,
@@ -73,7 +73,7 @@ def ratios(bench: dict) -> list[dict]:
                 "over_step": divide(ours, step) if case["op"] == "advance" else None,
             }
         )
-    return made
+    return rows
 
 
 def _of(op: str, least_bytes: float = 0.0, size: str | None = None) -> Callable[[dict], bool]:
@@ -84,7 +84,7 @@ def _of(op: str, least_bytes: float = 0.0, size: str | None = None) -> Callable[
 
 def _aims() -> list[Aim]:
     first = _of("step", size=FIRST_SIZE)
-    made = [
+    verdicts = [
         Aim(
             "sdxl_step_us",
             "SDXL, one image: microseconds of a step in a graph",
@@ -102,7 +102,7 @@ def _aims() -> list[Aim]:
         ),
     ]
     for op in ("step", "advance"):
-        made += [
+        verdicts += [
             Aim(
                 f"large_{op}_share",
                 f"{op} that moves 64 MB or more: share of the copy bandwidth",
@@ -119,7 +119,7 @@ def _aims() -> list[Aim]:
                 *("at least", 1.5, _of(op), lambda row: row["times_compiled"]),
             ),
         ]
-    return made
+    return verdicts
 
 
 def _certain(number: str, error: str, limit: float) -> Callable[[dict], float | None]:

@@ -28,13 +28,13 @@ def ask(*command: str) -> str | None:
 
 def sources() -> dict:
     """Digests of the sources, which name them where no git is."""
-    made = {}
+    digests = {}
     for name in ("csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cpp", "adaptive_kernels/**/*.py"):
         digest = hashlib.sha256()
         for path in sorted(ROOT.glob(name)):
             digest.update(path.name.encode() + path.read_bytes())
-        made[name] = digest.hexdigest()[:16]
-    return made
+        digests[name] = digest.hexdigest()[:16]
+    return digests
 
 
 def commit(given: str | None) -> dict:
@@ -48,8 +48,8 @@ def commit(given: str | None) -> dict:
 
 
 def smi(*fields: str) -> dict:
-    told = ask("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0")
-    values = [] if told is None else [value.strip() for value in told.split(",")]
+    line = ask("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0")
+    values = [] if line is None else [value.strip() for value in line.split(",")]
     return dict(zip(fields, values, strict=len(values) == len(fields)))
 
 
@@ -59,12 +59,12 @@ def gpu() -> dict:
         import torch
     except Exception as error:
         return {"problem": f"torch cannot be imported: {error}"}
-    made = {"torch": torch.__version__, "cuda": torch.version.cuda, "problem": None}
+    answers = {"torch": torch.__version__, "cuda": torch.version.cuda, "problem": None}
     if not torch.cuda.is_available():
-        return {**made, "problem": "no CUDA GPU is here: nothing is proven"}
+        return {**answers, "problem": "no CUDA GPU is here: nothing is proven"}
     has = torch.cuda.get_device_properties(0)
     return {
-        **made,
+        **answers,
         "device": has.name,
         "capability": f"{has.major}.{has.minor}",
         "multiprocessors": has.multi_processor_count,
@@ -106,11 +106,11 @@ def main() -> int:
     parser.add_argument("--commit", help="where git cannot be asked")
     parser.add_argument("--served", action="store_true", help="the compiled library must serve")
     options = parser.parse_args()
-    made = facts(options.commit)
-    if options.served and made["problem"] is None and made["serves"] != "compiled CUDA":
-        made["problem"] = f"CUDA tensors are served by {made['serves']}: see info"
-    print(json.dumps(made, indent=1))
-    return 0 if made["problem"] is None else 1
+    report = facts(options.commit)
+    if options.served and report["problem"] is None and report["serves"] != "compiled CUDA":
+        report["problem"] = f"CUDA tensors are served by {report['serves']}: see info"
+    print(json.dumps(report, indent=1))
+    return 0 if report["problem"] is None else 1
 
 
 if __name__ == "__main__":

@@ -24,19 +24,19 @@ CODES = {"124": "ran out of time", "137": "ran out of time and was killed", "127
 
 
 def parts(given: list[str]) -> list[dict]:
-    made = []
+    rows = []
     for one in given:
-        name, status, told = one.split(":", 2)
+        name, status, in_words = one.split(":", 2)
         skipped = status == "skipped"
-        made.append(
+        rows.append(
             {
                 "name": name,
                 "verdict": "skipped" if skipped else "passed" if status == "0" else "failed",
-                "why": told if skipped else CODES.get(status, f"exit code {status}"),
-                "seconds": None if skipped else int(told),
+                "why": in_words if skipped else CODES.get(status, f"exit code {status}"),
+                "seconds": None if skipped else int(in_words),
             }
         )
-    return made
+    return rows
 
 
 def tests(path: Path) -> dict:
@@ -62,23 +62,23 @@ def sanitizers(log: Path, done: list[dict]) -> dict:
     """What each tool of compute-sanitizer said last, by the headings gpu_check.sh writes."""
     text = log.read_text(errors="replace") if log.exists() else ""
     said = dict(re.findall(r"^== (\w+)[^\n]*\n(.*?)(?=^== |\Z)", text, re.MULTILINE | re.DOTALL))
-    made = {}
+    by_tool = {}
     for tool in SANITIZERS:
         part = next((p for p in done if p["name"] == tool), None)
         summaries = re.findall(r"[A-Z ]*SUMMARY: .*", said.get(tool, ""))
-        made[tool] = {
+        by_tool[tool] = {
             "verdict": part["verdict"] if part else "not reached",
             "why": part["why"] if part else None,
             "summary": summaries[-1].strip() if summaries else None,
         }
-    return made
+    return by_tool
 
 
 def read(path: Path) -> dict:
-    made = json.loads(path.read_text())
-    if not isinstance(made, dict):
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no object")
-    return made
+    return content
 
 
 def attempt(make: Callable[[], Any], otherwise: Any = None) -> Any:
@@ -143,7 +143,7 @@ def table(title: str, names: list[str], rows: list[dict], columns: tuple[str, ..
     return lines
 
 
-def told(report: dict) -> str:
+def in_words(report: dict) -> str:
     """A short table: every case, every aim, what failed."""
     kernels = [row for row in report["ratios"] if row["us"]]
     loops = attempt(lambda: [row for row in planned(report["loop"]) if row["us"]], [])
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.out / "gpu_check.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     if not options.quiet:
-        print(told(report))
+        print(in_words(report))
         print(f"all of it: {path}")
     return 1 if report["failed"] else 0
 

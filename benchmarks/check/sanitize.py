@@ -31,9 +31,9 @@ SOLVERS = (
 )
 
 
-def moved(of: State, device: str) -> State:
+def moved(state: State, device: str) -> State:
     """The state on the device; what a sampling has not written yet is not written here either."""
-    for name, value in vars(of).items():
+    for name, value in vars(state).items():
         if not isinstance(value, torch.Tensor):
             continue
         if name in ("latents", "history", "outputs"):
@@ -42,11 +42,11 @@ def moved(of: State, device: str) -> State:
                 there[0].copy_(value[0])
         else:
             there = value.to(device)
-        setattr(of, name, there)
+        setattr(state, name, there)
     if device != "cpu":
-        shape = ops.workspace_shape(*of.latents.shape[1:])
-        of.workspace = torch.zeros(shape, dtype=torch.float64).to(device)
-    return of
+        shape = ops.workspace_shape(*state.latents.shape[1:])
+        state.workspace = torch.zeros(shape, dtype=torch.float64).to(device)
+    return state
 
 
 def sample(rule: str, granularity: str, elements: int, device: str, batch: int = BATCH) -> None:
@@ -55,19 +55,19 @@ def sample(rule: str, granularity: str, elements: int, device: str, batch: int =
     history, stages, dtype = SOLVERS[turn % len(SOLVERS)]
     # A solver that adds noise has no repair.
     stochastic = rule in problems.REUSE and turn % 2 == 0
-    solver = problems.table(STEPS, history, stages, stochastic, seed=turn)
-    config = problems.config(rule, solver, 0.4, 3, granularity, turn)
-    made = problems.state(solver, batch, elements, config, turn % 3 > 0, dtype, seed=turn)
-    made.model_output.copy_(torch.randn(made.model_output.shape))
-    made = moved(made, device)
+    table = problems.table(STEPS, history, stages, stochastic, seed=turn)
+    config = problems.config(rule, table, 0.4, 3, granularity, turn)
+    state = problems.state(table, batch, elements, config, turn % 3 > 0, dtype, seed=turn)
+    state.model_output.copy_(torch.randn(state.model_output.shape))
+    state = moved(state, device)
     for k in range(STEPS):
         if k % 3 == 1:
-            made.step(True)
+            state.step(True)
         else:
-            made.advance()
-    x = made.current().cpu()
-    if not bool(x.isfinite().all()) or int(made.index.min()) < STEPS // 2:
-        raise AssertionError(f"{rule}, {granularity}, {elements}: steps {made.index.tolist()}")
+            state.advance()
+    x = state.current().cpu()
+    if not bool(x.isfinite().all()) or int(state.index.min()) < STEPS // 2:
+        raise AssertionError(f"{rule}, {granularity}, {elements}: steps {state.index.tolist()}")
 
 
 def main() -> int:

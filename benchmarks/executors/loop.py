@@ -68,9 +68,9 @@ class Case(NamedTuple):
 
     def rows(self) -> list[dict]:
         plans = UNET_PLANS if self.kind == "U-Net" else STACK_PLANS
-        made = [dict(zip(("executor", "pattern"), plan, strict=True)) for plan in plans]
-        made = [{"network": self.network, "kind": self.kind, **row} for row in made]
-        return [{"name": title(row), **row} for row in made]
+        variants = [dict(zip(("executor", "pattern"), plan, strict=True)) for plan in plans]
+        variants = [{"network": self.network, "kind": self.kind, **row} for row in variants]
+        return [{"name": title(row), **row} for row in variants]
 
 
 def _stack(wanted_us: float, **shape: int) -> Callable[[Clock], Network]:
@@ -99,7 +99,7 @@ TINY = (
 def run(options: argparse.Namespace) -> dict:
     """Everything that is timed, written to options.out after every network."""
     began = time.perf_counter()
-    of = clock(options.device)
+    timer = clock(options.device)
     cases = TINY if options.tiny else CASES
     report = {
         "device": options.device,
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> dict:
             continue
         rows = []
         try:
-            rows = measure(of, case.make(of), case.rows(), case.seconds)
+            rows = measure(timer, case.make(timer), case.rows(), case.seconds)
         except Missing as error:
             report["skipped"][case.network] = str(error)
         except Exception as error:
@@ -145,12 +145,12 @@ def run(options: argparse.Namespace) -> dict:
 def say(case: Case, rows: list[dict], took: float, skipped: str | None) -> None:
     print(f"{case.network} ({case.kind}), {took:.0f} s {skipped or ''}".rstrip(), flush=True)
     for row in rows:
-        told = row.get("error")
-        if told is None:
-            told = f"{row['us'] / 1e3:9.3f} ms, {row['nfe']:g} calls"
+        text = row.get("error")
+        if text is None:
+            text = f"{row['us'] / 1e3:9.3f} ms, {row['nfe']:g} calls"
             if row.get("replay_us"):
-                told += f", {row['overhead_us_per_tick']:.1f} us per tick of {row['replay_us']:.1f}"
-        print(f"    {row['executor'] + ', ' + row['pattern']:<20} {told}", flush=True)
+                text += f", {row['overhead_us_per_tick']:.1f} us per tick of {row['replay_us']:.1f}"
+        print(f"    {row['executor'] + ', ' + row['pattern']:<20} {text}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

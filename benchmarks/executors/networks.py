@@ -97,8 +97,8 @@ class Stack(nn.Module):
         """[rows, 4, S, S]. timestep: [rows]. text: [rows, tokens, context]."""
         patches = F.pixel_unshuffle(x, 2)
         h = self.enter(patches.flatten(2).transpose(1, 2))
-        told = self.time(embedding(timestep, self.width).to(x.dtype)) + self.text(text).mean(1)
-        h = h + told[:, None]
+        condition = self.time(embedding(timestep, self.width).to(x.dtype)) + self.text(text).mean(1)
+        h = h + condition[:, None]
         for k in range(self.blocks):
             up, down = self.up[k % len(self.up)], self.down[k % len(self.up)]
             h = h + down(F.gelu(up(self.norm(h))))
@@ -116,50 +116,50 @@ def embedding(timestep: Tensor, width: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-def stack(of: Clock, wanted_us: float, size: int = 64, **shape) -> Network:
+def stack(clock: Clock, wanted_us: float, size: int = 64, **shape) -> Network:
     """A stack whose replay takes about the wanted time, by measuring two others."""
-    generator = torch.Generator(of.device).manual_seed(0)
-    noise, given = inputs(size, {"text": (TOKENS, 768)}, of.device, generator)
+    generator = torch.Generator(clock.device).manual_seed(0)
+    noise, given = inputs(size, {"text": (TOKENS, 768)}, clock.device, generator)
 
-    def made(blocks: int) -> Stack:
+    def build(blocks: int) -> Stack:
         torch.manual_seed(0)
-        with torch.device(of.device):
+        with torch.device(clock.device):
             return Stack(blocks, **shape).to(DTYPE).eval().requires_grad_(False)
 
     def replay_us(blocks: int) -> float:
-        model = made(blocks)
-        x, at = noise.to(DTYPE).repeat(2, 1, 1, 1), torch.zeros(2, device=of.device)
+        model = build(blocks)
+        x, at = noise.to(DTYPE).repeat(2, 1, 1, 1), torch.zeros(2, device=clock.device)
         text = torch.cat([half["text"] for half in given])
-        return replay(of, lambda: model(x, at, text))
+        return replay(clock, lambda: model(x, at, text))
 
     few, many = (replay_us(blocks) for blocks in (4, 20))
-    each = max((many - few) / 16, 1e-3)
-    blocks = max(1, round((wanted_us - few) / each) + 4)
-    model = made(blocks)
+    block_us = max((many - few) / 16, 1e-3)
+    blocks = max(1, round((wanted_us - few) / block_us) + 4)
+    model = build(blocks)
     note = f"{blocks} blocks of width {model.width}"
     return Network(model, noise, *given, note, {"blocks": blocks, "wanted_us": wanted_us})
 
 
-def replay(of: Clock, call: Callable[[], Tensor]) -> float:
+def replay(clock: Clock, call: Callable[[], Tensor]) -> float:
     """Microseconds of a call as a graph, quickly."""
     for _ in range(2):
         call()
-    of.wait()
-    graph = of.capture(call)
-    return of.measure(lambda k: graph(), 5, seconds=0.05).us
+    clock.wait()
+    graph = clock.capture(call)
+    return clock.measure(lambda k: graph(), 5, seconds=0.05).us
 
 
-def unet(of: Clock, config: dict, least_bytes: float = 0.0) -> Network:
+def unet(clock: Clock, config: dict, least_bytes: float = 0.0) -> Network:
     """A `UNet2DConditionModel` of a config with random weights.
 
     Raises: Missing where diffusers is not here, or less memory than `least_bytes`.
     """
-    if of.device == "cuda" and (free := torch.cuda.mem_get_info()[0]) < least_bytes:
+    if clock.device == "cuda" and (free := torch.cuda.mem_get_info()[0]) < least_bytes:
         raise Missing(f"{least_bytes / 1e9:.0f} GB of device memory needed, {free / 1e9:.1f} free")
-    model = on_meta(config).to_empty(device=of.device)
-    generator = torch.Generator(of.device).manual_seed(0)
+    model = on_meta(config).to_empty(device=clock.device)
+    generator = torch.Generator(clock.device).manual_seed(0)
     fill(model, generator)
-    noise, given = inputs(config["sample_size"], shapes(config), of.device, generator)
+    noise, given = inputs(config["sample_size"], shapes(config), clock.device, generator)
     given = [nested(half) for half in given]
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     import diffusers
@@ -189,13 +189,13 @@ def fill(model: nn.Module, generator: torch.Generator) -> None:
 
 def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """{argument of the model: its shape for one sample}."""
-    made = {"encoder_hidden_states": (TOKENS, config["cross_attention_dim"])}
+    arguments = {"encoder_hidden_states": (TOKENS, config["cross_attention_dim"])}
     if config.get("addition_embed_type") == "text_time":
         times = 6
         pooled = config["projection_class_embeddings_input_dim"]
         pooled -= times * config["addition_time_embed_dim"]
-        made |= {"text_embeds": (pooled,), "time_ids": (times,)}
-    return made
+        arguments |= {"text_embeds": (pooled,), "time_ids": (times,)}
+    return arguments
 
 
 def nested(half: dict[str, Tensor]) -> dict[str, Any]:
@@ -213,5 +213,5 @@ def inputs(
         return torch.randn(1, *shape, generator=generator, device=device)
 
     noise = normal(4, size, size)
-    halves = [{name: normal(*of).to(DTYPE) for name, of in wanted.items()} for _ in range(2)]
+    halves = [{name: normal(*dims).to(DTYPE) for name, dims in wanted.items()} for _ in range(2)]
     return noise, halves

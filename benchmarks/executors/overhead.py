@@ -35,10 +35,10 @@ def overhead(loops: list[float], replays: list[float], ticks: int) -> dict:
         replays: seconds of `ticks` replays one behind the other, in the same rounds.
     """
     loop, plain = statistics.median(loops), statistics.median(replays)
-    each = [(a - b) / ticks * 1e6 for a, b in zip(loops, replays, strict=True)]
-    low, _, high = statistics.quantiles(each, n=4)
+    extra = [(a - b) / ticks * 1e6 for a, b in zip(loops, replays, strict=True)]
+    low, _, high = statistics.quantiles(extra, n=4)
     # Of a median, about: 1.25 sigma / sqrt(rounds), and the quartiles are 1.35 sigma apart.
-    error = (high - low) / math.sqrt(len(each))
+    error = (high - low) / math.sqrt(len(extra))
     per_tick = (loop - plain) / ticks * 1e6
     share = ticks * 1e-6 / loop
     return {

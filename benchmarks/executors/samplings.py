@@ -28,8 +28,8 @@ CALLS = {"full": STEPS, "adaptive": 26, "unforeseen": STEPS}
 class Sampling:
     """A sampler of one network, called as a user calls it."""
 
-    def __init__(self, of: Clock, network: Network, executor: str, pattern: str):
-        self.of, self.network, self.executor, self.pattern = of, network, executor, pattern
+    def __init__(self, clock: Clock, network: Network, executor: str, pattern: str):
+        self.of, self.network, self.executor, self.pattern = clock, network, executor, pattern
         self.sampler = ak.AdaptiveSampler(
             table(STEPS),
             config=PATTERNS[pattern],
@@ -52,8 +52,8 @@ class Sampling:
 
     def watch(self) -> None:
         """From now on every call adds to `launches`; for one that runs on a captured network."""
-        held = self.sampler._executors._held
-        self.captured, built = held.network, held.built[self.executor]
+        capture = self.sampler._executors._capture
+        self.captured, built = capture.network, capture.built[self.executor]
         self.start = self.sampler.begin(self.network.model, self.network.noise)
         run = built.run
 
@@ -94,26 +94,26 @@ def _claim(right: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-def measure(of: Clock, network: Network, planned: Sequence[dict], seconds: float) -> list[dict]:
+def measure(clock: Clock, network: Network, planned: Sequence[dict], seconds: float) -> list[dict]:
     """A row of results for every planned one of a network; rows of what failed have an error."""
     rows, ready, eager = {plan["name"]: {} for plan in planned}, [], {}
 
     def reference(pattern: str) -> ak.SamplingResult:
         if pattern not in eager:
-            eager[pattern] = Sampling(of, network, "eager", pattern)(gather=False)
+            eager[pattern] = Sampling(clock, network, "eager", pattern)(gather=False)
         return eager[pattern]
 
     try:
         for plan in planned:
             row = {**plan, **network.facts, "note": network.note}
-            sampling = Sampling(of, network, plan["executor"], plan["pattern"])
+            sampling = Sampling(clock, network, plan["executor"], plan["pattern"])
             try:
                 right = reference(sampling.pattern)
                 result = right if sampling.executor == "eager" else sampling(gather=False)
                 verify(result, right, sampling)
                 if sampling.executor != "eager":
                     sampling.watch()
-                ready.append(({**row, **told(result)}, sampling))
+                ready.append(({**row, **figures(result)}, sampling))
             except Exception as error:
                 sampling.sampler.close()
                 rows[row["name"]] = {**row, "error": f"{type(error).__name__}: {error}"[:600]}
@@ -121,12 +121,12 @@ def measure(of: Clock, network: Network, planned: Sequence[dict], seconds: float
     finally:
         for _, sampling in ready:
             sampling.sampler.close()
-    made = list(rows.values())
-    compare(made)
-    return made
+    measured = list(rows.values())
+    compare(measured)
+    return measured
 
 
-def told(result: ak.SamplingResult) -> dict:
+def figures(result: ak.SamplingResult) -> dict:
     # A tick calls the network for every unfinished sample: there are as many as the most calls.
     return {
         "steps": STEPS,

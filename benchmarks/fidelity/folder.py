@@ -238,8 +238,8 @@ def _scheduler(own: Any, solver: str) -> Any:
     if solver != OWN:
         changes["timestep_spacing"] = "trailing"
     takes = inspect.signature(kind.__init__).parameters
-    made = kind.from_config(own.config, **{k: v for k, v in changes.items() if k in takes})
-    if str(made.config.get("variance_type", "")).startswith("learned"):
+    scheduler = kind.from_config(own.config, **{k: v for k, v in changes.items() if k in takes})
+    if str(scheduler.config.get("variance_type", "")).startswith("learned"):
         # Kept even by a class that has no such parameter.
-        made.register_to_config(variance_type="fixed_small")
-    return made
+        scheduler.register_to_config(variance_type="fixed_small")
+    return scheduler

@@ -165,8 +165,8 @@ class Forecast:
         """[M] float64: rms distance from the target after the paths [M, T] of the samples [M]."""
 
         def output(i: int, x: Tensor, rows: Tensor) -> Tensor:
-            of = samples[rows]
-            return self.unit[i + 1] + self.response[i, of, None] * (x - self.latents[i][of])
+            picked = samples[rows]
+            return self.unit[i + 1] + self.response[i, picked, None] * (x - self.latents[i][picked])
 
         final = self.solver(self._start(paths), paths, output).final - self.unit[-1]
         return ((final[:, None] @ self.gram[samples])[:, 0] * final).sum(1).clamp(min=0).sqrt()

@@ -44,7 +44,7 @@ def rows(
     - wall_s: seconds of one run of one seed, the mean over the seeds, each measured once;
       speedup: the full run's seconds over these.
     """
-    made: dict[tuple, dict] = {}
+    figures_of: dict[tuple, dict] = {}
     features: dict[tuple, torch.Tensor | None] = {}
 
     def features_of(key: tuple, seeds: Sequence[int]) -> torch.Tensor | None:  # [samples, 1280]
@@ -59,19 +59,21 @@ def rows(
     for cell, method, setting, budget in entries:
         key = (cell.problem.name, method, setting)
         full = (cell.problem.name, FULL.name, float(cell.steps))
-        if full not in made:
+        if full not in figures_of:
             # Another cell begins.
             features.clear()
-        for of in (full, key):
-            if of not in made:
-                loaded = [records.load(*of, seed, only=FIGURES) for seed in seeds]
-                made[of] = figures({k: torch.stack([x[k] for x in loaded]) for k in loaded[0]})
-                own, same = features_of(of, seeds), features_of(full, seeds)
-                made[of] |= _kid("kid", own, same if of != full else None)
-                made[of] |= _kid("kid_other", own, features_of(full, tuning_seeds))
+        for entry in (full, key):
+            if entry not in figures_of:
+                loaded = [records.load(*entry, seed, only=FIGURES) for seed in seeds]
+                figures_of[entry] = figures(
+                    {k: torch.stack([x[k] for x in loaded]) for k in loaded[0]}
+                )
+                own, same = features_of(entry, seeds), features_of(full, seeds)
+                figures_of[entry] |= _kid("kid", own, same if entry != full else None)
+                figures_of[entry] |= _kid("kid_other", own, features_of(full, tuning_seeds))
         row = {"solver": cell.solver, "steps": cell.steps, "method": method}
-        row |= {"budget": budget, "setting": setting, **made[key]}
-        row["speedup"] = made[full]["wall_s"] / row["wall_s"]
+        row |= {"budget": budget, "setting": setting, **figures_of[key]}
+        row["speedup"] = figures_of[full]["wall_s"] / row["wall_s"]
         table.append({name: row[name] for name in COLUMNS})
     return table
 

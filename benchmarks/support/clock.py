@@ -64,8 +64,8 @@ class Clock:
         self.wait()
         once = max(time.perf_counter() - began, 1e-6)
         count = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(seconds / once)))
-        each = [s * 1e6 / (calls * launches) for s in self.rounds(call, calls, reset, count)]
-        low, middle, high = statistics.quantiles(each, n=4)
+        times = [s * 1e6 / (calls * launches) for s in self.rounds(call, calls, reset, count)]
+        low, middle, high = statistics.quantiles(times, n=4)
         return Timing(middle, low, high, count, calls * launches)
 
 
@@ -129,30 +129,30 @@ def interleaved(
     return found
 
 
-def ceilings(of: Clock, copy_bytes: int = 1 << 30, launches: int = 40) -> dict:
+def ceilings(clock: Clock, copy_bytes: int = 1 << 30, launches: int = 40) -> dict:
     """The two limits of any kernel here: bytes per second of a large copy, cost of a launch.
 
     The copy counts bytes read and bytes written. No kernel does less than one that adds 1 to one
     element: its time in a graph of many is what a launch costs there.
     """
     # Zeros can move faster than real data.
-    source = torch.randint(256, (copy_bytes,), dtype=torch.uint8, device=of.device)
+    source = torch.randint(256, (copy_bytes,), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
-    copied = of.measure(lambda k: target.copy_(source), 1, seconds=0.3)
+    copied = clock.measure(lambda k: target.copy_(source), 1, seconds=0.3)
     if not torch.equal(source, target):
         raise AssertionError("a copy is not equal to its source")
-    one = torch.zeros(1, device=of.device)
+    one = torch.zeros(1, device=clock.device)
 
     def many() -> None:
         for _ in range(launches):
             one.add_(1)
 
     many()
-    several, single = of.capture(many), of.capture(lambda: one.add_(1))
+    several, single = clock.capture(many), clock.capture(lambda: one.add_(1))
     return {
         "copy_GB_per_s": 2 * copy_bytes / copied.us / 1e3,
         "copy_bytes": 2 * copy_bytes,
-        "least_kernel_in_graph_us": of.measure(lambda k: several(), 1, launches=launches).us,
-        "least_graph_replay_us": of.measure(lambda k: single(), launches).us,
-        "least_call_us": of.measure(lambda k: one.add_(1), launches).us,
+        "least_kernel_in_graph_us": clock.measure(lambda k: several(), 1, launches=launches).us,
+        "least_graph_replay_us": clock.measure(lambda k: single(), launches).us,
+        "least_call_us": clock.measure(lambda k: one.add_(1), launches).us,
     }

@@ -53,9 +53,9 @@ def as_it_stands(function, **_):
 
 def written_out(case, lanes):
     """`eager` where diffusers is missing."""
-    made = gpu_eager.eager(case, lanes)
-    made.scheduler, made.note = gpu_eager.Ddim("cpu"), "written out"
-    return made
+    runner = gpu_eager.eager(case, lanes)
+    runner.scheduler, runner.note = gpu_eager.Ddim("cpu"), "written out"
+    return runner
 
 
 RUNNERS = {
@@ -130,17 +130,20 @@ def test_a_wrong_result_is_not_timed(name, case):
     # diffusers' arithmetic cancels terms, and its bound is as much wider.
     little = 1e-3 if "eager" in name else 1e-4
 
-    def off(field, by):
+    def off(field, factor):
         """The result with the last number of a field wrong."""
         value = torch.as_tensor(getattr(right, field)).clone()
-        value.view(-1)[-1] += by
+        value.view(-1)[-1] += factor
         return right._replace(**{field: value})
 
     wrongs = [
-        *(off("latents", by) for by in (little, torch.nan)),
-        *(off("model_input", by) for by in (little, torch.nan)),
-        *(off("steps", by) for by in (1, -1)),
-        *(right._replace(score=torch.as_tensor(right.score) * by) for by in (1.05, torch.nan)),
+        *(off("latents", factor) for factor in (little, torch.nan)),
+        *(off("model_input", factor) for factor in (little, torch.nan)),
+        *(off("steps", factor) for factor in (1, -1)),
+        *(
+            right._replace(score=torch.as_tensor(right.score) * factor)
+            for factor in (1.05, torch.nan)
+        ),
         right._replace(latents=right.latents.bfloat16()),
         right._replace(model_input=right.model_input.bfloat16()),
     ]
@@ -153,13 +156,13 @@ def test_a_wrong_result_is_not_timed(name, case):
 
 def slots(state):
     """{(buffer, slot): its numbers} of what is as large as latents."""
-    batch, made = state.latents.shape[1], {}
+    batch, found_slots = state.latents.shape[1], {}
     for name in ("latents", "outputs", "model_output", "model_input"):
         value = getattr(state, name)
         if value is not None:
             parts = value if value.ndim == 3 else value.split(batch)
-            made |= {(name, k): part for k, part in enumerate(parts)}
-    return made
+            found_slots |= {(name, k): part for k, part in enumerate(parts)}
+    return found_slots
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}, {case.dtype}")
@@ -269,12 +272,12 @@ def test_an_implementation_that_fails_is_reported_and_not_timed(monkeypatch):
         raise RuntimeError("not built")
 
     case = FLOAT32[0]
-    made = {
+    implementations = {
         "ours": gpu_bench.compiled_op,
         "wrong": lambda case, lanes: Wrong(case, lanes, torch.ops.adaptive_kernels.step.default),
         "none": none,
     }
-    rows = gpu_bench.measure(case, gpu_clock.Clock(), 1e-3, made)
+    rows = gpu_bench.measure(case, gpu_clock.Clock(), 1e-3, implementations)
     errors = {row["implementation"]: row["error"] for row in rows if "error" in row}
     assert errors.keys() == {"wrong", "none"}
     assert "latents" in errors["wrong"] and "not built" in errors["none"]
@@ -283,7 +286,7 @@ def test_an_implementation_that_fails_is_reported_and_not_timed(monkeypatch):
 
 def bench(**times):
     """A benchmark run of one small and one large size by made-up times in microseconds."""
-    made = {"ours, graph": 3.0, "eager, calls": 600.0, "compiled, calls": 30.0} | times
+    microseconds = {"ours, graph": 3.0, "eager, calls": 600.0, "compiled, calls": 30.0} | times
     cases, rows = [], []
     for size, moved in (("SDXL", 1e6), ("Wan 720p", 100e6)):
         for op in ("step", "advance"):
@@ -291,10 +294,10 @@ def bench(**times):
             cases.append(case)
             # The limit of 100 MB at 4000 GB/s is 25 us.
             scale = (1 if size == "SDXL" else 9) * (1 if op == "step" else 1.25)
-            for name, us in made.items():
+            for name, us in microseconds.items():
                 implementation, how = name.split(", ")
-                told = {"error": "it failed"} if us is None else {"us": us * scale}
-                rows.append({**case, "implementation": implementation, "how": how, **told})
+                figures = {"error": "it failed"} if us is None else {"us": us * scale}
+                rows.append({**case, "implementation": implementation, "how": how, **figures})
     return {"cases": cases, "rows": rows, "ceilings": {"copy_GB_per_s": 4000.0}}
 
 
@@ -341,7 +344,7 @@ def loop(**changes):
         ("0.2 ms", "stack", 200.0, [("graph", "adaptive"), ("groups", "adaptive")]),
         ("5 ms", "stack", 5000.0, [("graph", "adaptive"), ("groups", "adaptive")]),
     ):
-        made = []
+        results = []
         for executor, pattern in plans:
             name = f"{network}, {executor}, {pattern}"
             case = {"name": name, "network": network, "kind": kind}
@@ -355,10 +358,10 @@ def loop(**changes):
                 "overhead_share": per_tick / (replay_us + per_tick),
                 "overhead_share_error": 1.0 / replay_us,
             }
-            told = changes.get(network, {}) | changes.get(name, {})
-            made.append({**cases[-1], **(told if "error" in told else timed | told)})
-        gpu_overhead.compare(made)
-        rows += made
+            figures = changes.get(network, {}) | changes.get(name, {})
+            results.append({**cases[-1], **(figures if "error" in figures else timed | figures)})
+        gpu_overhead.compare(results)
+        rows += results
     return {"cases": cases, "rows": rows, "skipped": {}, "failed": [], "not_begun": []}
 
 
@@ -369,34 +372,37 @@ def loop_verdicts(run):
 def test_the_loops_aims_are_met_missed_or_unknown():
     names = ("loop_overhead_us", "loop_overhead_share", "loop_adaptive_gain")
 
-    def of(**changes):
-        made = loop_verdicts(loop(**changes))
-        return [made[name] for name in names]
+    def loop_verdict(**changes):
+        verdicts = loop_verdicts(loop(**changes))
+        return [verdicts[name] for name in names]
 
     met, missed, unknown = "met", "missed", "unknown"
     # The stacks have no full run here, so that the gain of theirs is not known.
-    assert of() == [met, met, unknown]
+    assert loop_verdict() == [met, met, unknown]
     slow = {"0.2 ms, groups, adaptive": {"overhead_us_per_tick": 16.1}}
-    assert of(**slow) == [missed, met, unknown]
+    assert loop_verdict(**slow) == [missed, met, unknown]
     # Closer to the limit than it is certain; and so uncertain that it says nothing.
-    assert of(**{"0.2 ms, graph, adaptive": {"overhead_us_per_tick": 14.5}})[0] == unknown
-    assert of(**{"5 ms, graph, adaptive": {"overhead_error_us": 99.0}})[0] == unknown
+    assert loop_verdict(**{"0.2 ms, graph, adaptive": {"overhead_us_per_tick": 14.5}})[0] == unknown
+    assert loop_verdict(**{"5 ms, graph, adaptive": {"overhead_error_us": 99.0}})[0] == unknown
     # An executor that costs less than nothing is within every limit.
-    assert of(**{"0.2 ms, groups, adaptive": {"overhead_us_per_tick": -3.0}})[0] == met
-    assert of(**{"SD-1.5, graph, adaptive": {"overhead_share": 0.02}})[1] == missed
-    assert of(**{"5 ms, groups, adaptive": {"overhead_share": 0.02}})[1] == missed
+    assert loop_verdict(**{"0.2 ms, groups, adaptive": {"overhead_us_per_tick": -3.0}})[0] == met
+    assert loop_verdict(**{"SD-1.5, graph, adaptive": {"overhead_share": 0.02}})[1] == missed
+    assert loop_verdict(**{"5 ms, groups, adaptive": {"overhead_share": 0.02}})[1] == missed
     # A small network's share is nobody's aim.
-    assert of(**{"0.2 ms": {"overhead_share": 0.05}})[1] == met
+    assert loop_verdict(**{"0.2 ms": {"overhead_share": 0.05}})[1] == met
     # 50 / 26 of 300.5 ms: 0.979 of it is too little.
     late = {"us": 50 * 6010.0 * 26 / 50 / 0.979}
-    assert of(**{"SD-1.5, graph, adaptive": late})[2] == missed
+    assert loop_verdict(**{"SD-1.5, graph, adaptive": late})[2] == missed
 
     (gain,) = (a for a in gpu_aims.loop_aims(loop()) if a["name"] == "loop_adaptive_gain")
     assert gain["worst"] == {"case": "SD-1.5, graph, adaptive", "value": pytest.approx(1.0)}
     assert gain["not_timed"] == ["0.2 ms, graph, adaptive", "5 ms, graph, adaptive"]
 
     # What failed, was skipped or not begun is not known, and says so by its name.
-    assert of(**{"0.2 ms, graph, adaptive": {"error": "CaptureError: it draws"}})[0] == unknown
+    assert (
+        loop_verdict(**{"0.2 ms, graph, adaptive": {"error": "CaptureError: it draws"}})[0]
+        == unknown
+    )
     part = loop()
     part["rows"] = [row for row in part["rows"] if row["network"] != "SD-1.5"]
     verdicts = loop_verdicts(part)

@@ -70,11 +70,11 @@ def test_the_unets_have_their_published_sizes_and_a_graph_can_hold_them(config, 
 
 
 def test_the_small_unet_takes_what_the_large_one_takes():
-    made, large = gpu_networks.unet(CLOCK, gpu_networks.TINY), gpu_networks.SDXL
+    small, large = gpu_networks.unet(CLOCK, gpu_networks.TINY), gpu_networks.SDXL
     assert gpu_networks.TINY.keys() == large.keys()
     assert gpu_networks.shapes(gpu_networks.TINY).keys() == gpu_networks.shapes(large).keys()
-    assert all(bool(p.isfinite().all()) for p in made.model.parameters())
-    assert_reads_everything(made)
+    assert all(bool(p.isfinite().all()) for p in small.model.parameters())
+    assert_reads_everything(small)
 
 
 def test_a_stack_reads_everything_and_a_graph_can_hold_it():
@@ -85,19 +85,19 @@ def test_a_stack_reads_everything_and_a_graph_can_hold_it():
         assert model(x, torch.empty(2, dtype=torch.int64), text).shape == x.shape
 
 
-def assert_reads_everything(made):
+def assert_reads_everything(network):
     """The output is finite, of the input's size, and another one for other arguments."""
 
     def output(noise, timestep, half):
-        out = made.model(noise.to(gpu_networks.DTYPE), torch.tensor([timestep]), **half)
+        out = network.model(noise.to(gpu_networks.DTYPE), torch.tensor([timestep]), **half)
         return out if isinstance(out, torch.Tensor) else out.sample
 
-    first = output(made.noise, 500, made.conditioning)
+    first = output(network.noise, 500, network.conditioning)
     assert bool(first.isfinite().all()) and 0.01 < float(first.float().std()) < 10
     for other in (
-        output(made.noise + 1, 500, made.conditioning),
-        output(made.noise, 480, made.conditioning),
-        output(made.noise, 500, made.unconditional),
+        output(network.noise + 1, 500, network.conditioning),
+        output(network.noise, 480, network.conditioning),
+        output(network.noise, 500, network.unconditional),
     ):
         assert not torch.equal(first, other)
 
@@ -108,15 +108,15 @@ def test_a_stack_is_sized_by_what_its_blocks_take(monkeypatch, wanted, blocks):
     norms = []
     monkeypatch.setattr(gpu_networks.Stack, "norm", lambda self, h: norms.append(1) or h)
 
-    def replay(of, call):
+    def replay(clock, call):
         norms.clear()
         call()
         return 30 + 10 * (len(norms) - 1)
 
     monkeypatch.setattr(gpu_networks, "replay", replay)
-    made = gpu_networks.stack(CLOCK, wanted, **TINY)
-    assert made.facts == {"blocks": blocks, "wanted_us": wanted}
-    assert made.note == f"{blocks} blocks of width 16"
+    stack = gpu_networks.stack(CLOCK, wanted, **TINY)
+    assert stack.facts == {"blocks": blocks, "wanted_us": wanted}
+    assert stack.note == f"{blocks} blocks of width 16"
 
 
 def test_the_patterns_are_what_they_are_said_to_be():
@@ -285,16 +285,16 @@ def test_running_out_of_time_or_of_luck_loses_nothing(graphs, tmp_path, monkeypa
     path = tmp_path / "loop.json"
     seen = {}
 
-    def never(of):
+    def never(clock):
         seen.update(json.loads(path.read_text()))
         raise RuntimeError("out of memory")
 
-    made = gpu_loop.TINY[0]
+    tiny = gpu_loop.TINY[0]
     cases = (
-        made,
+        tiny,
         gpu_loop.Case("sick", "stack", never),
         gpu_loop.Case("long", "U-Net", never, needs=1e6),
-        made._replace(network="short"),
+        tiny._replace(network="short"),
     )
     monkeypatch.setattr(gpu_loop, "TINY", cases)
     code, loop = run(path, "--seconds", "100")

@@ -29,7 +29,7 @@ def table(case, steps=9):
 
 def problem(case, guided=False, model=None, dtype=None, batch=8, steps=9):
     """(sampler, samples, recording, mask): every third whole step and the one before the last."""
-    solver = table(case, steps)
+    solver_table = table(case, steps)
     g = torch.Generator().manual_seed(3)
     labels = {"label": torch.rand(batch, generator=g) * 2}
     samples = Samples(
@@ -40,8 +40,8 @@ def problem(case, guided=False, model=None, dtype=None, batch=8, steps=9):
         torch.arange(batch) * 5,
     )
     never = ak.AdaptiveConfig(criterion="never")
-    sampler = ak.AdaptiveSampler(solver, None, never, 1.7 if guided else None, dtype)
-    whole = torch.arange(solver.num_steps) // solver.stages
+    sampler = ak.AdaptiveSampler(solver_table, None, never, 1.7 if guided else None, dtype)
+    whole = torch.arange(solver_table.num_steps) // solver_table.stages
     mask = (whole % 3 == 0) | (whole == whole[-1] - 1)
     return sampler, samples, record(sampler, samples), mask
 
@@ -61,39 +61,41 @@ def test_sampling_a_fitted_plan_gives_the_latents_of_the_fit(case, guided, dtype
         sample(sampler, samples, ak.AdaptiveConfig(criterion="never")).latents.flatten(1),
         recording.latents[-1],
     )
-    made = fit(sampler, samples, recording, mask)
-    got = sample(sampler, samples, ak.AdaptiveConfig(criterion="plan", plan=made.plan))
+    fitted = fit(sampler, samples, recording, mask)
+    got = sample(sampler, samples, ak.AdaptiveConfig(criterion="plan", plan=fitted.plan))
     # Bit for bit: the fit steps with the weights as the kernel will read them.
-    assert torch.equal(got.latents.flatten(1), made.latents)
+    assert torch.equal(got.latents.flatten(1), fitted.latents)
     assert torch.equal(got.refreshed, mask[:, None].expand_as(got.refreshed))
-    assert made.plan.calls == mask.sum() == got.nfe[0]
+    assert fitted.plan.calls == mask.sum() == got.nfe[0]
 
 
 @pytest.mark.parametrize("case", SOLVERS)
 def test_a_plan_that_calls_everywhere_is_the_full_run(case):
     sampler, samples, recording, mask = problem(case)
-    made = fit(sampler, samples, recording, torch.ones_like(mask))
+    fitted = fit(sampler, samples, recording, torch.ones_like(mask))
     # Weights other than (1, 0, 0) would only make up for rounding: a few roundings each step, which
     # a network with a slope of about 2 doubles at most.
     bound = 16 * EPS * len(mask) * recording.latents.abs().amax()
-    assert (made.latents - recording.latents[-1]).abs().amax() <= bound
-    weights = torch.tensor(made.plan.weights)
+    assert (fitted.latents - recording.latents[-1]).abs().amax() <= bound
+    weights = torch.tensor(fitted.plan.weights)
     assert torch.allclose(weights, torch.tensor([1.0, 0.0, 0.0]), atol=1e-4)
 
 
 @pytest.mark.parametrize("case", SOLVERS)
 def test_the_weights_of_a_step_are_least_squares(case):
     sampler, samples, recording, mask = problem(case)
-    made = fit(sampler, samples, recording, mask)
-    solver, at, plan = sampler.table, coordinates(sampler.table), made.plan
-    x = (recording.latents[:-1].double() + made.error.double()).numpy()
+    fitted = fit(sampler, samples, recording, mask)
+    solver_table, at, plan = sampler.table, coordinates(sampler.table), fitted.plan
+    x = (recording.latents[:-1].double() + fitted.error.double()).numpy()
     goal = recording.latents[1:].double().numpy()
     rng = np.random.default_rng(0)
     kept, h = [], []
-    for i in range(solver.num_steps):
-        A, S, C, ps, qs = (t[i].numpy() for t in (solver.A, solver.S, solver.C, at.ps, at.qs))
+    for i in range(solver_table.num_steps):
+        A, S, C, ps, qs = (
+            t[i].numpy() for t in (solver_table.A, solver_table.S, solver_table.C, at.ps, at.qs)
+        )
         if plan.refresh[i]:
-            kept = [made.outputs[i].double().numpy(), *kept][:3]
+            kept = [fitted.outputs[i].double().numpy(), *kept][:3]
         E = np.stack([e.ravel() for e in kept], axis=1)
         v = np.array(plan.weights[i][: E.shape[1]])
         used = (E @ v).reshape(x[i].shape)
@@ -131,9 +133,9 @@ def test_a_network_of_zeros_is_planned_and_one_of_nan_refused():
         return torch.zeros_like(x)
 
     sampler, samples, recording, mask = problem("dpm-2m", model=zeros)
-    made = fit(sampler, samples, recording, mask)
-    assert set(made.plan.weights) == {(1.0, 0.0, 0.0)}
-    assert torch.equal(made.latents, recording.latents[-1])
+    fitted = fit(sampler, samples, recording, mask)
+    assert set(fitted.plan.weights) == {(1.0, 0.0, 0.0)}
+    assert torch.equal(fitted.latents, recording.latents[-1])
     search = Search(sampler.table, coordinates(sampler.table), recording, torch.zeros(9).double())
     assert len(search.optima(4, 3)[0]) == 9
 
@@ -145,16 +147,16 @@ def test_a_network_of_zeros_is_planned_and_one_of_nan_refused():
         fit(sampler, samples, recording, mask)
 
 
-def simulated(solver, outputs, gamma, mask):
+def simulated(solver_table, outputs, gamma, mask):
     """The PSNR of a mask, in full vectors: outputs [T, B, N] and answers e_i + gamma d / sigma."""
-    at, (steps, batch, elements) = coordinates(solver), outputs.shape
+    at, (steps, batch, elements) = coordinates(solver_table), outputs.shape
     e = outputs.double().numpy().reshape(steps, -1)
     A, C, ps, qs, sigma = (
-        t.numpy() for t in (solver.A, solver.C, at.ps, at.qs, solver.levels.sigma)
+        t.numpy() for t in (solver_table.A, solver_table.C, at.ps, at.qs, solver_table.levels.sigma)
     )
     d, dh, kept = np.zeros(e.shape[1]), [], []
     for i in range(steps):
-        if mask[i // solver.stages]:
+        if mask[i // solver_table.stages]:
             kept = [e[i] + gamma[i] * d / sigma[i], *kept][:3]
         used = kept[0]
         old = sum(C[i, k] * dh[-k] for k in range(1, min(C.shape[1], i + 1)))
@@ -172,13 +174,13 @@ def simulated(solver, outputs, gamma, mask):
 
 def random_search(case, steps=9, seed=0):
     """A search over smooth random outputs and a random response."""
-    solver = table(case, steps)
+    solver_table = table(case, steps)
     g = torch.Generator().manual_seed(seed)
-    shape = (solver.num_steps, 3, 20)
-    outputs = torch.randn(shape, generator=g).cumsum(0).cumsum(0) / solver.num_steps
-    gamma = torch.rand(solver.num_steps, generator=g, dtype=torch.float64) - 0.3
+    shape = (solver_table.num_steps, 3, 20)
+    outputs = torch.randn(shape, generator=g).cumsum(0).cumsum(0) / solver_table.num_steps
+    gamma = torch.rand(solver_table.num_steps, generator=g, dtype=torch.float64) - 0.3
     recording = Recording(torch.zeros(shape[0] + 1, *shape[1:]), outputs)
-    return Search(solver, coordinates(solver), recording, gamma), outputs, gamma
+    return Search(solver_table, coordinates(solver_table), recording, gamma), outputs, gamma
 
 
 @pytest.mark.parametrize(
@@ -202,19 +204,19 @@ def test_decibels_are_those_of_a_naive_simulation(case, history, stages):
 @pytest.mark.parametrize("case", ["ddim", "dpm-2m", "flow-euler", "ddim-eta"])
 def test_the_search_predicts_real_runs_of_a_linear_network(case, slope):
     sampler, samples, recording, mask = problem(case, model=Straight(slope))
-    solver, wholes = sampler.table, sampler.table.num_steps
+    solver_table, wholes = sampler.table, sampler.table.num_steps
     masks = torch.zeros(4, wholes, dtype=torch.bool)
     for offset in range(4):
         masks[offset, [0, *range(2 + offset, wholes, 4)]] = True
-    gamma = response(solver, recording, [fit(sampler, samples, recording, m) for m in masks])
-    at = coordinates(solver)
+    gamma = response(solver_table, recording, [fit(sampler, samples, recording, m) for m in masks])
+    at = coordinates(solver_table)
     # An output m = ... + slope c x at a latent shifted by d is e = u x + w m: by (u + slope c w) d.
-    exact = (at.u + slope * solver.input_scale * at.w) * solver.levels.sigma[:-1]
+    exact = (at.u + slope * solver_table.input_scale * at.w) * solver_table.levels.sigma[:-1]
     assert torch.allclose(gamma[2:], exact[2:], atol=1e-3 * exact.abs().amax().item() + 1e-4)
-    search = Search(solver, at, recording, gamma)
+    search = Search(solver_table, at, recording, gamma)
     for one in (mask, *masks):
-        made = fit(sampler, samples, recording, one)
-        real = psnr(made.latents, recording.latents[-1]).mean().item()
+        fitted = fit(sampler, samples, recording, one)
+        real = psnr(fitted.latents, recording.latents[-1]).mean().item()
         assert search.decibels(one[None]).item() == pytest.approx(real, abs=0.1)
 
 
@@ -226,9 +228,9 @@ def test_moves_are_the_legal_ones_the_most_promising_first(case):
     moves = search.moves(mask)
     places = {1, 4, 8}
     expected = {
-        frozenset({0, *(places - {i}), i + by})
-        for i, by in itertools.product(places, MOVES)
-        if 0 < i + by < search.wholes and i + by not in places
+        frozenset({0, *(places - {i}), i + shift})
+        for i, shift in itertools.product(places, MOVES)
+        if 0 < i + shift < search.wholes and i + shift not in places
     }
     got = [frozenset(m.nonzero()[:, 0].tolist()) for m in moves]
     assert len(got) == len(set(got))

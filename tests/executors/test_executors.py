@@ -33,9 +33,9 @@ def runtimes(monkeypatch):
     return fake_runtime.install(monkeypatch)
 
 
-def sampler(executor="graph", config=None, solver=None, **options):
+def make_sampler(executor="graph", config=None, table=None, **options):
     return ak.AdaptiveSampler(
-        solver or problems.ddim(STEPS),
+        table or problems.ddim(STEPS),
         config=config or RULES["defect"],
         executor=executor,
         **options,
@@ -46,8 +46,8 @@ def noise(batch=2, seed=0, shape=(4, 8, 8)):
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def run(by, model, x, **call):
-    return by(model, x, progress=False, gather=False, **call)
+def run(sampler, model, x, **call):
+    return sampler(model, x, progress=False, gather=False, **call)
 
 
 def assert_same(one, other):
@@ -69,7 +69,7 @@ def test_one_result(runtimes, kind, rule):
         call = {"conditioning": labels(1, 2, 3), "unconditional": labels(9, 9, 9)}
     scale = {"guidance_scale": 3.0} if call else {}
     results = [
-        run(sampler(name, RULES[rule], **scale), model, x, **call)
+        run(make_sampler(name, RULES[rule], **scale), model, x, **call)
         for name in ("eager", "groups", "graph", "auto")
     ]
     assert [r.executor for r in results] == ["eager", "groups", "graph", "graph"]
@@ -88,8 +88,8 @@ def test_the_cuda_kernels_end_the_loop_themselves(runtimes, rule):
     emulated.library()
     runtimes.emulated = emulated
     model, x = denoisers.made(denoisers.UNet), noise(3)
-    expected = run(sampler("eager", RULES[rule]), model, x)
-    result = run(sampler("graph", RULES[rule]), model, x)
+    expected = run(make_sampler("eager", RULES[rule]), model, x)
+    result = run(make_sampler("graph", RULES[rule]), model, x)
     assert runtimes[-1].launches == 1
     assert torch.equal(expected.latents, result.latents)
     assert torch.equal(expected.refreshed, result.refreshed)
@@ -97,10 +97,10 @@ def test_the_cuda_kernels_end_the_loop_themselves(runtimes, rule):
 
 def test_two_stages_image_to_image_and_solvers_that_add_noise(runtimes):
     x = noise()
-    for solver in (problems.table(12, 3, 2), problems.table(12, 2, stochastic=True)):
+    for table in (problems.table(12, 3, 2), problems.table(12, 2, stochastic=True)):
         config = ak.AdaptiveConfig(3.0, max_skip=2)
         results = [
-            run(sampler(name, config, solver), denoisers.made(denoisers.UNet), x, seed=[5, 3])
+            run(make_sampler(name, config, table), denoisers.made(denoisers.UNet), x, seed=[5, 3])
             for name in ("eager", "groups", "graph")
         ]
         assert_same(results[0], results[1])
@@ -110,7 +110,7 @@ def test_two_stages_image_to_image_and_solvers_that_add_noise(runtimes):
 
 def test_one_capture_serves_other_values(runtimes):
     model = denoisers.made(denoisers.UNet)
-    plain, by = sampler("eager", guidance_scale=2.0), sampler(guidance_scale=2.0)
+    plain, sampler = make_sampler("eager", guidance_scale=2.0), make_sampler(guidance_scale=2.0)
     for k, threshold, scale in (
         (0, None, None),
         (1, 0.0, 4.0),
@@ -123,25 +123,27 @@ def test_one_capture_serves_other_values(runtimes):
             "threshold": threshold,
             "guidance_scale": scale,
         }
-        assert_same(run(plain, model, noise(seed=k), **call), run(by, model, noise(seed=k), **call))
-    assert by.report()["captures"] == 1 and len(runtimes) == 1
+        assert_same(
+            run(plain, model, noise(seed=k), **call), run(sampler, model, noise(seed=k), **call)
+        )
+    assert sampler.report()["captures"] == 1 and len(runtimes) == 1
 
 
 def test_what_the_user_gave_is_not_written_to(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
     given = [(noise(seed=k), labels(k, k + 2)) for k in range(2)]
     before = copy.deepcopy(given)
     for x, label in given:
-        run(by, model, x, conditioning=label)
+        run(sampler, model, x, conditioning=label)
     for (x, label), (x_before, label_before) in zip(given, before, strict=True):
         assert torch.equal(x, x_before) and torch.equal(label["label"], label_before["label"])
 
 
 def test_a_launch_comes_after_what_was_read_of_the_last(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
-    run(by, model, noise())
-    run(by, model, noise())
-    by.close()
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    run(sampler, model, noise())
+    run(sampler, model, noise())
+    sampler.close()
     order = runtimes[-1].order
     words = [word for word, _ in order]
     # Marks: before the launch, at its end, and when its results were taken.
@@ -152,19 +154,19 @@ def test_a_launch_comes_after_what_was_read_of_the_last(runtimes):
 
 
 def test_autocast_and_other_numerics_belong_to_the_capture(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
-    expected = run(by, model, noise())
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    expected = run(sampler, model, noise())
     with torch.autocast("cpu", torch.bfloat16):
-        cast = run(by, model, noise())
-        assert_same(run(sampler("eager"), model, noise()), cast)
+        cast = run(sampler, model, noise())
+        assert_same(run(make_sampler("eager"), model, noise()), cast)
     assert not torch.equal(expected.latents, cast.latents) and torch.is_autocast_cache_enabled()
-    assert_same(expected, run(by, model, noise()))
+    assert_same(expected, run(sampler, model, noise()))
     torch.backends.cudnn.deterministic ^= True
     try:
-        assert_same(expected, run(by, model, noise()))
+        assert_same(expected, run(sampler, model, noise()))
     finally:
         torch.backends.cudnn.deterministic ^= True
-    assert by.report()["captures"] == 4
+    assert sampler.report()["captures"] == 4
 
 
 def test_casts_are_not_cached_outside_of_a_graph(runtimes):
@@ -175,12 +177,12 @@ def test_casts_are_not_cached_outside_of_a_graph(runtimes):
         return model(x, timestep)
 
     with torch.autocast("cpu", torch.bfloat16):
-        by = sampler()
-        run(by, watched, noise())
+        sampler = make_sampler()
+        run(sampler, watched, noise())
         # Three calls to warm up and one that is captured; a launch is none of Python's.
         assert seen[:4] == [False] * 4 and torch.is_autocast_cache_enabled()
     seen.clear()
-    run(sampler(), watched, noise())
+    run(make_sampler(), watched, noise())
     assert seen[:4] == [True] * 4
 
 
@@ -193,10 +195,10 @@ def test_what_a_model_makes_in_its_first_call_is_no_change(runtimes):
                 self.made = 1.0
             return super().forward(x, timestep) * self.made
 
-    by, model = sampler(), denoisers.made(Caching)
+    sampler, model = make_sampler(), denoisers.made(Caching)
     for _ in range(3):
-        run(by, model, noise())
-    assert by.report()["captures"] == 1
+        run(sampler, model, noise())
+    assert sampler.report()["captures"] == 1
 
 
 def test_compiled_networks_that_draw_random_numbers_are_refused_too(runtimes):
@@ -205,18 +207,18 @@ def test_compiled_networks_that_draw_random_numbers_are_refused_too(runtimes):
 
     compiled._torchdynamo_orig_callable = compiled
     with pytest.raises(ak.CaptureError, match="the network draws random numbers, at"):
-        run(sampler(), compiled, noise())
+        run(make_sampler(), compiled, noise())
 
 
 def test_labels_of_another_dtype_are_captured_again(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
     for dtype in (torch.int64, torch.int32):
-        run(by, model, noise(), conditioning={"label": torch.tensor([1, 2], dtype=dtype)})
-    assert by.report()["captures"] == 2
+        run(sampler, model, noise(), conditioning={"label": torch.tensor([1, 2], dtype=dtype)})
+    assert sampler.report()["captures"] == 2
 
 
 def test_out_of_memory_is_not_remembered(runtimes, monkeypatch):
-    by, model = sampler("auto"), denoisers.made(denoisers.UNet)
+    sampler, model = make_sampler("auto"), denoisers.made(denoisers.UNet)
     full = [True]
     clone = fake_runtime.state.State.clone
 
@@ -226,12 +228,12 @@ def test_out_of_memory_is_not_remembered(runtimes, monkeypatch):
         return clone(self)
 
     monkeypatch.setattr(fake_runtime.state.State, "clone", cloned)
-    result = run(by, model, noise())
+    result = run(sampler, model, noise())
     assert result.executor == "eager" and "out of memory: tried" in result.executor_why
-    assert run(by, model, noise()).executor == "graph"
+    assert run(sampler, model, noise()).executor == "graph"
     full.append(True)
     with pytest.raises(torch.OutOfMemoryError):
-        run(sampler("graph"), model, noise())
+        run(make_sampler("graph"), model, noise())
 
 
 def test_an_old_driver_is_not_asked_for_cooperative_kernels(runtimes, monkeypatch):
@@ -239,28 +241,28 @@ def test_an_old_driver_is_not_asked_for_cooperative_kernels(runtimes, monkeypatc
     runtimes.driver = fake_runtime.FakeDriver()
     config = ak.AdaptiveConfig(0.05, max_skip=2)
     model = denoisers.made(denoisers.UNet)
-    by = sampler(config=config)
-    assert_same(run(sampler("eager", config), model, noise()), run(by, model, noise()))
+    sampler = make_sampler(config=config)
+    assert_same(run(make_sampler("eager", config), model, noise()), run(sampler, model, noise()))
     assert runtimes.driver.plan().count("kernel") == 3
 
 
 def test_the_error_of_the_network_is_the_cause(runtimes):
     with pytest.raises(ak.CaptureError) as caught:
-        run(sampler(), moody(bad_mood), noise())
+        run(make_sampler(), moody(bad_mood), noise())
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_nothing_is_left_after_a_fallback(runtimes):
     """No cycle keeps the buffers: a close frees them without the garbage collector."""
-    by, model = sampler(), denoisers.made(denoisers.UNet)
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
     runtimes.driver = fake_runtime.FakeDriver()
     runtimes.driver.fail("cuGraphInstantiateWithParams", 1)
     gc.collect()
     gc.disable()
     try:
-        run(by, model, noise())
-        held = weakref.ref(by._executors._held.built["graph"])
-        by.close()
+        run(sampler, model, noise())
+        held = weakref.ref(sampler._executors._capture.built["graph"])
+        sampler.close()
         assert held() is None and runtimes[-1].released
     finally:
         gc.enable()
@@ -268,23 +270,26 @@ def test_nothing_is_left_after_a_fallback(runtimes):
 
 def test_thresholds_zero_and_infinity(runtimes):
     for name in ("eager", "groups", "graph"):
-        by, model = sampler(name, ak.AdaptiveConfig(0.3, max_skip=4)), denoisers.made(denoisers.DiT)
-        assert run(by, model, noise(), threshold=0.0).nfe.tolist() == [STEPS, STEPS]
+        sampler, model = (
+            make_sampler(name, ak.AdaptiveConfig(0.3, max_skip=4)),
+            denoisers.made(denoisers.DiT),
+        )
+        assert run(sampler, model, noise(), threshold=0.0).nfe.tolist() == [STEPS, STEPS]
         # Three calls, then every fifth step.
         calls = 3 + -(-(STEPS - 3 - 4) // 5)
-        assert run(by, model, noise(), threshold=torch.inf).nfe.tolist() == [calls, calls]
+        assert run(sampler, model, noise(), threshold=torch.inf).nfe.tolist() == [calls, calls]
 
 
 def test_results_are_not_overwritten_by_the_next_call(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
-    first = run(by, model, noise())
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    first = run(sampler, model, noise())
     kept = copy.deepcopy(first)
-    run(by, model, noise(seed=1), threshold=0.0)
+    run(sampler, model, noise(seed=1), threshold=0.0)
     assert_same(kept, first)
 
 
 def test_another_shape_model_or_dtype_captures_again_and_frees_the_old_one(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
     other = denoisers.made(denoisers.UNet, seed=1)
     calls = [
         (model, noise()),
@@ -294,68 +299,68 @@ def test_another_shape_model_or_dtype_captures_again_and_frees_the_old_one(runti
         (copy.deepcopy(model).bfloat16(), noise(3)),
     ]
     for captures, (network, x) in enumerate(calls, start=1):
-        expected = run(sampler("eager"), network, x)
-        assert_same(expected, run(by, network, x))
-        assert_same(expected, run(by, network, x))
-        assert by.report()["captures"] == captures
+        expected = run(make_sampler("eager"), network, x)
+        assert_same(expected, run(sampler, network, x))
+        assert_same(expected, run(sampler, network, x))
+        assert sampler.report()["captures"] == captures
         assert [len(runtime.alive) for runtime in runtimes] == [0] * (captures - 1) + [1]
-    by.close()
+    sampler.close()
     assert runtimes[-1].alive == [] and runtimes[-1].driver.live()["graphs"] == 0
 
 
 def test_replaced_parameters_are_captured_again(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
-    run(by, model, noise())
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    run(sampler, model, noise())
     other = denoisers.made(denoisers.UNet, seed=1)
     model.load_state_dict(other.state_dict(), assign=True)
-    assert_same(run(sampler("eager"), other, noise()), run(by, model, noise()))
+    assert_same(run(make_sampler("eager"), other, noise()), run(sampler, model, noise()))
     # In place they are where they were.
     model.load_state_dict(denoisers.made(denoisers.UNet, seed=2).state_dict())
-    assert_same(run(sampler("eager"), model, noise()), run(by, model, noise()))
-    assert by.report()["captures"] == 2
+    assert_same(run(make_sampler("eager"), model, noise()), run(sampler, model, noise()))
+    assert sampler.report()["captures"] == 2
 
 
 def test_plain_values_and_structure_of_conditioning_belong_to_the_capture(runtimes):
     def model(x, timestep, scale, extra):
         return -x * scale + extra["bias"].view(-1, 1, 1, 1)
 
-    plain, by = sampler("eager"), sampler()
+    plain, sampler = make_sampler("eager"), make_sampler()
     captures = []
     for scale, bias in ((0.5, 0.1), (0.5, 0.3), (0.25, 0.3)):
         call = {"scale": scale, "extra": {"bias": torch.full((2,), bias)}}
         assert_same(
             run(plain, model, noise(), conditioning=call),
-            run(by, model, noise(), conditioning=call),
+            run(sampler, model, noise(), conditioning=call),
         )
-        captures.append(by.report()["captures"])
+        captures.append(sampler.report()["captures"])
     assert captures == [1, 1, 2]
 
 
 def test_close_and_context_manager(runtimes):
     model = denoisers.made(denoisers.UNet)
-    with sampler() as by:
-        expected = run(by, model, noise())
-        memory = by.report()["memory"]
+    with make_sampler() as sampler:
+        expected = run(sampler, model, noise())
+        memory = sampler.report()["memory"]
         assert memory["activations"] == 1000 and memory["buffers"] > 4 * noise().nbytes
-    assert by.report() == {
+    assert sampler.report() == {
         "captures": 1,
         "built": [],
         "memory": {"activations": 0, "buffers": 0},
     }
-    by.close()
-    assert_same(expected, run(by, model, noise()))
+    sampler.close()
+    assert_same(expected, run(sampler, model, noise()))
     driver = runtimes[-1].driver
     assert driver.live()["execs"] == 1
-    gone = weakref.ref(by)
-    del by
+    gone = weakref.ref(sampler)
+    del sampler
     gc.collect()
     assert gone() is None and driver.live()["execs"] == driver.live()["graphs"] == 0
 
 
 def test_copies_and_pickles_capture_for_themselves(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
-    expected = run(by, model, noise())
-    for twin in (copy.deepcopy(by), pickle.loads(pickle.dumps(by))):
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    expected = run(sampler, model, noise())
+    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
         assert twin.report()["captures"] == 0
         assert_same(expected, run(twin, model, noise()))
 
@@ -364,13 +369,13 @@ def test_copies_and_pickles_capture_for_themselves(runtimes):
 @pytest.mark.parametrize("shared", [True, False])
 def test_two_threads(runtimes, executor, shared):
     models = [denoisers.made(denoisers.UNet, seed=k) for k in range(2)]
-    expected = [run(sampler("eager"), models[k], noise(seed=k)) for k in range(2)]
-    one = sampler(executor)
-    by = [one, one if shared else sampler(executor)]
+    expected = [run(make_sampler("eager"), models[k], noise(seed=k)) for k in range(2)]
+    one = make_sampler(executor)
+    sampler = [one, one if shared else make_sampler(executor)]
 
     def work(k):
         for _ in range(3):
-            assert_same(expected[k], run(by[k], models[k], noise(seed=k)))
+            assert_same(expected[k], run(sampler[k], models[k], noise(seed=k)))
 
     problems.together(lambda: work(0), lambda: work(1))
 
@@ -408,98 +413,101 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_a_graph_cannot_hold_is_refused_with_its_place(runtimes, executor, what):
     function, message = REFUSED[what]
-    by = sampler(executor)
+    sampler = make_sampler(executor)
     with pytest.raises(ak.CaptureError, match=message + r".*, at .*test_executors\.py:\d+ in "):
-        run(by, moody(function), noise())
-    assert runtimes[-1].alive == [] and by.report()["captures"] == 0
+        run(sampler, moody(function), noise())
+    assert runtimes[-1].alive == [] and sampler.report()["captures"] == 0
     good = denoisers.made(denoisers.UNet)
-    assert_same(run(sampler("eager"), good, noise()), run(by, good, noise()))
+    assert_same(run(make_sampler("eager"), good, noise()), run(sampler, good, noise()))
 
 
 def test_a_failure_during_the_capture_is_told_apart(runtimes):
     with pytest.raises(ak.CaptureError, match="failed while it was captured: ValueError: a bad"):
-        run(sampler(), moody(bad_mood, since=3), noise())
+        run(make_sampler(), moody(bad_mood, since=3), noise())
     assert runtimes[-1].alive == []
 
 
 def test_auto_goes_on_with_the_plain_loop_and_says_why(runtimes):
-    model, by = moody(REFUSED["item"][0]), sampler("auto")
-    result = run(by, model, noise())
+    model, sampler = moody(REFUSED["item"][0]), make_sampler("auto")
+    result = run(sampler, model, noise())
     assert result.executor == "eager"
     assert "not graph: the network synchronises" in result.executor_why
-    assert_same(run(sampler("eager"), model, noise()), result)
+    assert_same(run(make_sampler("eager"), model, noise()), result)
     # It is not tried again in vain, neither by the next executor nor by the next call.
     assert len(runtimes) == 1
-    run(by, model, noise(3))
+    run(sampler, model, noise(3))
     assert len(runtimes) == 1
     # Where it is mended, it is.
     dropping = moody(lambda x, t: torch.dropout(x, 0.1, dropping.training))
-    assert run(by, dropping.train(), noise()).executor == "eager"
-    assert run(by, dropping.eval(), noise()).executor == "graph"
-    assert run(by, denoisers.made(denoisers.UNet), noise()).executor == "graph"
+    assert run(sampler, dropping.train(), noise()).executor == "eager"
+    assert run(sampler, dropping.eval(), noise()).executor == "graph"
+    assert run(sampler, denoisers.made(denoisers.UNet), noise()).executor == "graph"
     with pytest.raises(ValueError, match="a bad mood"):
-        run(by, moody(bad_mood), noise())
+        run(sampler, moody(bad_mood), noise())
 
 
 def test_a_loop_that_the_driver_refuses_leaves_groups(runtimes):
-    by, model = sampler("auto"), denoisers.made(denoisers.UNet)
+    sampler, model = make_sampler("auto"), denoisers.made(denoisers.UNet)
     runtimes.beside = 3  # CU_GRAPH_NODE_TYPE_HOST
-    result = run(by, model, noise())
+    result = run(sampler, model, noise())
     assert result.executor == "groups"
     why = "not graph: of the captured network, node 1 of 2 is a node of type host callback"
     assert why in result.executor_why
-    assert by.report()["captures"] == 1 and by.report()["built"] == ["groups"]
+    assert sampler.report()["captures"] == 1 and sampler.report()["built"] == ["groups"]
     with pytest.raises(ak.CaptureError, match="usually from a library that calls back on the CPU"):
-        run(sampler(), model, noise())
-    assert_same(run(sampler("eager"), model, noise()), result)
+        run(make_sampler(), model, noise())
+    assert_same(run(make_sampler("eager"), model, noise()), result)
 
 
 def test_auto_stays_with_what_was_faster(runtimes):
-    by, model = sampler("auto"), denoisers.made(denoisers.UNet)
-    results = [run(by, model, noise()) for _ in range(6)]
+    sampler, model = make_sampler("auto"), denoisers.made(denoisers.UNet)
+    results = [run(sampler, model, noise()) for _ in range(6)]
     for result in results[1:]:
         assert_same(results[0], result)
     ran = ["graph", "groups", "graph", "groups", "graph", "graph"]
     assert [result.executor for result in results] == ran
     assert "per network call: graph " in results[-1].executor_why
-    assert by.report()["built"] == ["graph"] and by.report()["captures"] == 1
+    assert sampler.report()["built"] == ["graph"] and sampler.report()["captures"] == 1
 
 
 def test_a_driver_without_cooperative_bodies_gets_step_repeated(runtimes):
     """The second attempt has one kernel per step of the longest run, and the same result."""
-    by, model = sampler(config=ak.AdaptiveConfig(0.05, max_skip=3)), denoisers.made(denoisers.UNet)
+    sampler, model = (
+        make_sampler(config=ak.AdaptiveConfig(0.05, max_skip=3)),
+        denoisers.made(denoisers.UNet),
+    )
     driver = fake_runtime.FakeDriver()
     driver.fail("cuGraphInstantiateWithParams", 1)
     runtimes.driver = driver
-    result = run(by, model, noise())
-    expected = run(sampler("eager", ak.AdaptiveConfig(0.05, max_skip=3)), model, noise())
+    result = run(sampler, model, noise())
+    expected = run(make_sampler("eager", ak.AdaptiveConfig(0.05, max_skip=3)), model, noise())
     assert_same(expected, result)
     assert driver.plan().count("kernel") == 4, driver.plan()
 
 
 def test_what_needs_the_plain_loop(runtimes):
     model, seen = denoisers.made(denoisers.UNet), []
-    result = run(sampler("auto"), model, noise(), callback=seen.append)
+    result = run(make_sampler("auto"), model, noise(), callback=seen.append)
     assert result.executor == "eager" and len(seen) == int(result.nfe.max())
     assert "a callback runs between network calls" in result.executor_why
     for executor in ("graph", "groups"):
         with pytest.raises(RuntimeError, match=f"'{executor}' does not work here: a callback"):
-            run(sampler(executor), model, noise(), callback=seen.append)
-    empty = run(sampler("auto"), model, noise(0))
+            run(make_sampler(executor), model, noise(), callback=seen.append)
+    empty = run(make_sampler("auto"), model, noise(0))
     assert empty.latents.shape == (0, 4, 8, 8) and "nothing to sample" in empty.executor_why
 
 
 def test_the_bar_comes_to_its_end(runtimes, capsys):
     for name in ("eager", "groups", "graph"):
-        by = sampler(name)
+        sampler = make_sampler(name)
         for _ in range(2):
-            by(denoisers.made(denoisers.UNet), noise(), gather=False)
+            sampler(denoisers.made(denoisers.UNet), noise(), gather=False)
             last = capsys.readouterr().err.split("\r")[-1]
             assert f"{2 * STEPS}/{2 * STEPS}" in last, name
 
 
 def test_bad_arguments_are_refused_before_anything_is_captured(runtimes):
-    model, by = denoisers.made(denoisers.UNet), sampler()
+    model, sampler = denoisers.made(denoisers.UNet), make_sampler()
     for call, error, message in (
         ({"threshold": -1.0}, ValueError, "threshold must be at least 0, got -1.0"),
         ({"threshold": torch.nan}, ValueError, "threshold must be at least 0, got nan"),
@@ -516,21 +524,21 @@ def test_bad_arguments_are_refused_before_anything_is_captured(runtimes):
         ({"guidance_scale": torch.ones(3)}, ValueError, "one value per sample|unconditional"),
     ):
         with pytest.raises(error, match=message):
-            run(by, model, noise(), **call)
+            run(sampler, model, noise(), **call)
     assert runtimes == []
     with pytest.raises(ValueError, match="executor must be one of 'auto', 'graph', 'groups', 'eag"):
-        sampler("fast")
+        make_sampler("fast")
 
 
 def test_inference_mode_may_change_between_calls(runtimes):
-    by, model = sampler(), denoisers.made(denoisers.UNet)
-    expected = run(sampler("eager"), model, noise())
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    expected = run(make_sampler("eager"), model, noise())
     with torch.inference_mode():
-        assert_same(expected, run(by, model, noise()))
-    assert_same(expected, run(by, model, noise()))
+        assert_same(expected, run(sampler, model, noise()))
+    assert_same(expected, run(sampler, model, noise()))
     with torch.inference_mode():
-        assert_same(expected, run(by, model, noise()))
-    assert by.report()["captures"] == 1
+        assert_same(expected, run(sampler, model, noise()))
+    assert sampler.report()["captures"] == 1
 
 
 def test_nan_is_reported(runtimes):
@@ -538,7 +546,7 @@ def test_nan_is_reported(runtimes):
     model.leave.bias.fill_(torch.nan)
     for name in ("groups", "graph"):
         with pytest.warns(RuntimeWarning, match="NaN or Inf") as caught:
-            result = run(sampler(name), model, noise())
+            result = run(make_sampler(name), model, noise())
         assert result.nonfinite.tolist() == [True, True] and caught[0].filename == __file__
 
 
@@ -547,5 +555,5 @@ def test_without_a_device_the_executors_say_what_they_need():
         with pytest.raises(
             RuntimeError, match=f"'{executor}' does not work here: CUDA graphs need"
         ):
-            run(sampler(executor), denoisers.made(denoisers.UNet), noise())
-    assert run(sampler("auto"), denoisers.made(denoisers.UNet), noise()).executor == "eager"
+            run(make_sampler(executor), denoisers.made(denoisers.UNet), noise())
+    assert run(make_sampler("auto"), denoisers.made(denoisers.UNet), noise()).executor == "eager"

@@ -28,7 +28,7 @@ def same_algorithms():
     torch.backends.cudnn.deterministic = before
 
 
-def sampler(executor="graph", config=None, **options):
+def make_sampler(executor="graph", config=None, **options):
     return ak.AdaptiveSampler(
         problems.ddim(30), config=config or RULES["defect"], executor=executor, **options
     )
@@ -49,8 +49,8 @@ def assert_same(one, other):
         assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), name
 
 
-def run(by, model, x, **call):
-    return by(model, x, progress=False, gather=False, **call)
+def run(sampler, model, x, **call):
+    return sampler(model, x, progress=False, gather=False, **call)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -65,7 +65,7 @@ def test_three_executors_have_the_same_bits(kind, rule):
     null = {"label": torch.full((3,), 9, device=DEVICE)} if kind != "DiT" else {}
     results = {
         name: run(
-            sampler(name, RULES[rule], guidance_scale=3.0),
+            make_sampler(name, RULES[rule], guidance_scale=3.0),
             model,
             noise(3),
             conditioning=labels,
@@ -81,16 +81,16 @@ def test_three_executors_have_the_same_bits(kind, rule):
 
 
 def test_auto_takes_the_graph_and_says_so():
-    result = run(sampler("auto"), network(), noise())
+    result = run(make_sampler("auto"), network(), noise())
     assert result.executor == "graph", result.executor_why
 
 
 def test_one_launch_and_no_synchronisation():
-    by, model, x = sampler(), network(), noise()
-    run(by, model, x)
-    built = by._executors._held.built["graph"]
+    sampler, model, x = make_sampler(), network(), noise()
+    run(sampler, model, x)
+    built = sampler._executors._capture.built["graph"]
     quiet = type("Bar", (), {"disable": True})()
-    built.network.state.load(by.begin(model, x))
+    built.network.state.load(sampler.begin(model, x))
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -108,36 +108,39 @@ def test_one_launch_and_no_synchronisation():
 
 
 def test_thresholds_zero_and_infinity_without_a_new_capture():
-    by, model, x = sampler(config=ak.AdaptiveConfig(0.3, max_skip=4)), network(), noise()
-    assert run(by, model, x, threshold=0.0).nfe.tolist() == [30, 30]
+    sampler, model, x = make_sampler(config=ak.AdaptiveConfig(0.3, max_skip=4)), network(), noise()
+    assert run(sampler, model, x, threshold=0.0).nfe.tolist() == [30, 30]
     # Three calls first, then every fifth step.
-    assert run(by, model, x, threshold=torch.inf).nfe.tolist() == [8, 8]
-    mixed = run(by, model, x, threshold=torch.tensor([0.0, torch.inf], device=DEVICE))
+    assert run(sampler, model, x, threshold=torch.inf).nfe.tolist() == [8, 8]
+    mixed = run(sampler, model, x, threshold=torch.tensor([0.0, torch.inf], device=DEVICE))
     assert mixed.nfe.tolist() == [30, 8]
-    assert by.report()["captures"] == 1
+    assert sampler.report()["captures"] == 1
 
 
 def test_conditioning_guidance_and_seeds_are_replaced_without_a_new_capture():
     model, x = network(), noise()
-    with sampler(guidance_scale=2.0) as by, sampler("eager", guidance_scale=2.0) as plain:
+    with (
+        make_sampler(guidance_scale=2.0) as sampler,
+        make_sampler("eager", guidance_scale=2.0) as plain,
+    ):
         for label, scale in ((1, 2.0), (2, 5.0), (3, torch.tensor([1.5, 6.0]))):
             call = {
                 "conditioning": {"label": torch.full((2,), label, device=DEVICE)},
                 "unconditional": {"label": torch.full((2,), 9, device=DEVICE)},
                 "guidance_scale": scale,
             }
-            assert_same(run(plain, model, x, **call), run(by, model, x, **call))
-        assert by.report()["captures"] == 1
+            assert_same(run(plain, model, x, **call), run(sampler, model, x, **call))
+        assert sampler.report()["captures"] == 1
 
 
 def test_a_thousand_launches_do_not_grow():
-    by, model, x = sampler(), network(), noise(1)
-    first = run(by, model, x)
+    sampler, model, x = make_sampler(), network(), noise(1)
+    first = run(sampler, model, x)
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
     for _ in range(1000):
-        last = run(by, model, x)
+        last = run(sampler, model, x)
     torch.cuda.synchronize()
     after = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[0]
     assert_same(first, last)
@@ -145,47 +148,47 @@ def test_a_thousand_launches_do_not_grow():
 
 
 def test_other_shapes_capture_again_and_free_the_old_buffers():
-    by, model = sampler(), network()
-    run(by, model, noise(16, shape=(4, 64, 64)))
-    large = by.report()["memory"]
+    sampler, model = make_sampler(), network()
+    run(sampler, model, noise(16, shape=(4, 64, 64)))
+    large = sampler.report()["memory"]
     allocated = torch.cuda.memory_allocated()
-    run(by, model, noise(1))
-    small = by.report()
+    run(sampler, model, noise(1))
+    small = sampler.report()
     assert small["captures"] == 2
     assert 0 < small["memory"]["activations"] < large["activations"]
     assert torch.cuda.memory_allocated() < allocated
     held = torch.cuda.memory_allocated()
-    by.close()
+    sampler.close()
     gc.collect()
-    assert by.report()["memory"] == {"activations": 0, "buffers": 0}
+    assert sampler.report()["memory"] == {"activations": 0, "buffers": 0}
     assert torch.cuda.memory_allocated() < held
-    run(by, model, noise(1))
+    run(sampler, model, noise(1))
 
 
 def test_several_samplers_and_another_network_between():
     models = [network(seed=1), network(denoisers.DiT, seed=2)]
-    expected = [run(sampler("eager"), model, noise()) for model in models]
-    by = [sampler(), sampler()]
+    expected = [run(make_sampler("eager"), model, noise()) for model in models]
+    sampler = [make_sampler(), make_sampler()]
     for _ in range(3):
-        for one, model, right in zip(by, models, expected, strict=True):
+        for one, model, right in zip(sampler, models, expected, strict=True):
             assert_same(right, run(one, model, noise()))
             torch.randn(512, 512, device=DEVICE) @ torch.randn(512, 512, device=DEVICE)
     for model, right in zip(models * 2, expected * 2, strict=True):
-        assert_same(right, run(by[0], model, noise()))
+        assert_same(right, run(sampler[0], model, noise()))
 
 
 @pytest.mark.parametrize("executor", ["graph", "groups"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_two_threads(executor, shared):
     models = [network(seed=1), network(seed=2)]
-    expected = [run(sampler("eager"), model, noise(seed=k)) for k, model in enumerate(models)]
-    one = sampler(executor)
-    by = [one, one if shared else sampler(executor)]
+    expected = [run(make_sampler("eager"), model, noise(seed=k)) for k, model in enumerate(models)]
+    one = make_sampler(executor)
+    sampler = [one, one if shared else make_sampler(executor)]
 
     def work(k):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(5):
-                assert_same(expected[k], run(by[k], models[k], noise(seed=k)))
+                assert_same(expected[k], run(sampler[k], models[k], noise(seed=k)))
 
     problems.together(lambda: work(0), lambda: work(1))
 
@@ -221,7 +224,7 @@ def test_what_no_graph_can_hold_is_refused_and_leaves_torch_usable(mood, only_ca
     torch.manual_seed(0)
     model = Moody(MOODS[mood], only_captured).eval().requires_grad_(False).to(DEVICE)
     with pytest.raises(ak.CaptureError, match=r"test_gpu_graph\.py:\d+"):
-        run(sampler(), model, noise())
+        run(make_sampler(), model, noise())
     torch.manual_seed(1)
     a = torch.randn(64, 64, device=DEVICE)
     torch.manual_seed(1)
@@ -229,19 +232,19 @@ def test_what_no_graph_can_hold_is_refused_and_leaves_torch_usable(mood, only_ca
     assert torch.isfinite(a @ a).all()
     torch.cuda.synchronize()
     good = network()
-    assert_same(run(sampler("eager"), good, noise()), run(sampler(), good, noise()))
+    assert_same(run(make_sampler("eager"), good, noise()), run(make_sampler(), good, noise()))
     if mood == "raises" and not only_captured:
         with pytest.raises(ValueError, match="a bad mood"):
-            run(sampler("auto"), model, noise())
+            run(make_sampler("auto"), model, noise())
     else:
-        result = run(sampler("auto"), model, noise())
+        result = run(make_sampler("auto"), model, noise())
         assert result.executor == "eager" and "not graph" in result.executor_why
 
 
 def test_the_bar_comes_to_its_end(capsys):
-    by, model = sampler(), network()
+    sampler, model = make_sampler(), network()
     for _ in range(2):
-        by(model, noise(), gather=False)
+        sampler(model, noise(), gather=False)
     assert "60/60" in capsys.readouterr().err
 
 
@@ -249,14 +252,14 @@ def test_nan_is_reported():
     model = network()
     model.leave.bias.fill_(torch.nan)
     with pytest.warns(RuntimeWarning, match="NaN or Inf"):
-        result = run(sampler(), model, noise())
+        result = run(make_sampler(), model, noise())
     assert result.nonfinite.tolist() == [True, True]
 
 
 def test_moved_parameters_are_captured_again():
-    by, model = sampler(), network(seed=1)
-    run(by, model, noise())
+    sampler, model = make_sampler(), network(seed=1)
+    run(sampler, model, noise())
     other = network(seed=2)
     model.load_state_dict(other.state_dict(), assign=True)
-    assert_same(run(sampler("eager"), other, noise()), run(by, model, noise()))
-    assert by.report()["captures"] == 2
+    assert_same(run(make_sampler("eager"), other, noise()), run(sampler, model, noise()))
+    assert sampler.report()["captures"] == 2

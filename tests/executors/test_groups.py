@@ -15,26 +15,26 @@ from tests.support import problems
 CRITERIA = ["never", "every(1)", "every(3)", "third_order", "released", "defect", "plan"]
 
 
-def config(criterion, solver, max_skip, warmup, seed):
+def make_config(criterion, table, max_skip, warmup, seed):
     if criterion == "plan":
-        return AdaptiveConfig(criterion="plan", plan=problems.plan(solver, seed))
+        return AdaptiveConfig(criterion="plan", plan=problems.plan(table, seed))
     skips = max(max_skip, 1) if criterion == "released" else max_skip
     least = {"third_order": 3, "released": 4, "defect": 3}.get(criterion, 1)
     return AdaptiveConfig(max_skip=skips, criterion=criterion, warmup=max(warmup, least))
 
 
-def sampling(solver, of, choose):
+def sampling(table, config, choose):
     """[index after every group] of one sample whose free decisions are `choose()`: the rule itself.
 
     A decision is free where the sums decide it: they are made to skip or to refresh.
     """
-    rule, index, run, at = of.rule(solver.stages), 0, 0, []
-    while index < solver.num_steps:
+    rule, index, run, at = config.rule(table.stages), 0, 0, []
+    while index < table.num_steps:
         index, run = index + 1, run + 1
         refresh = False
-        if index < solver.num_steps:
+        if index < table.num_steps:
             skip = choose()
-            predicted = float(of.plan.refresh[index]) if of.plan else (0.0 if skip else 2.0)
+            predicted = float(config.plan.refresh[index]) if config.plan else (0.0 if skip else 2.0)
             first = [torch.ones(1, dtype=torch.float64) for _ in range(3)]
             if rule.criterion == reference.RELEASED and not skip:
                 first[0] *= 9
@@ -51,16 +51,16 @@ def sampling(solver, of, choose):
             refresh = bool(refresh)
         if refresh:
             run = 0
-        if refresh or index == solver.num_steps:
+        if refresh or index == table.num_steps:
             at.append(index)
     return at
 
 
 @functools.cache
-def problem(criterion, steps, stages, max_skip, warmup, seed):
-    solver = problems.table(steps, 2, stages, seed=seed)
-    of = config(criterion, solver, max_skip, warmup, seed)
-    return solver, of, least_groups(solver, of)
+def make_problem(criterion, steps, stages, max_skip, warmup, seed):
+    table = problems.table(steps, 2, stages, seed=seed)
+    config = make_config(criterion, table, max_skip, warmup, seed)
+    return table, config, least_groups(table, config)
 
 
 class Device:
@@ -102,7 +102,7 @@ def samplings(draw):
         draw(st.integers(1, 6)),
         draw(st.integers(0, 3)),
     )
-    solver, of, least = problem(criterion, *arguments)
+    table, config, least = make_problem(criterion, *arguments)
     often = draw(st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]))
     g = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     batch = draw(st.integers(1, 4))
@@ -110,7 +110,7 @@ def samplings(draw):
     def choose():
         return bool(torch.rand((), generator=g) < often)
 
-    paths = [sampling(solver, of, choose) for _ in range(batch)]
+    paths = [sampling(table, config, choose) for _ in range(batch)]
     quick = draw(st.sampled_from([0.0, 0.5, 1.0]))
 
     def finished():
@@ -143,8 +143,8 @@ def test_the_bound_is_reached(criterion, stages):
     """By the sampling that skips where it can: a larger bound would launch a call too many."""
     for steps in (1, 2, 7, 30):
         for max_skip in (0, 1, 4):
-            solver, of, least = problem(criterion, steps, stages, max_skip, 1, 0)
-            assert len(sampling(solver, of, lambda: True)) == least[0], (steps, max_skip)
+            table, config, least = make_problem(criterion, steps, stages, max_skip, 1, 0)
+            assert len(sampling(table, config, lambda: True)) == least[0], (steps, max_skip)
 
 
 @given(samplings())
@@ -174,8 +174,8 @@ def test_the_host_waits_only_where_what_is_under_way_may_be_all(case):
 
 def test_a_fixed_pattern_is_launched_without_waiting():
     for criterion in ("never", "every(3)", "plan"):
-        solver, of, least = problem(criterion, 40, 1, 0, 1, 0)
-        path = sampling(solver, of, lambda: True)
+        table, config, least = make_problem(criterion, 40, 1, 0, 1, 0)
+        path = sampling(table, config, lambda: True)
         device = Device([path], least, iter(lambda: False, True))
         waits = []
         launch = device.launch
@@ -189,8 +189,8 @@ def test_a_fixed_pattern_is_launched_without_waiting():
 
 
 def test_every_sample_is_told_of():
-    solver, of, least = problem("third_order", 30, 1, 3, 1, 0)
-    paths = [sampling(solver, of, lambda k=k: k % 2 == 0) for k in range(2)]
-    told = []
-    run_ahead(Device(paths, least, iter(lambda: False, True)).launch, least, told.append)
-    assert told[-1] == [30, 30] and told == sorted(told)
+    table, config, least = make_problem("third_order", 30, 1, 3, 1, 0)
+    paths = [sampling(table, config, lambda k=k: k % 2 == 0) for k in range(2)]
+    news = []
+    run_ahead(Device(paths, least, iter(lambda: False, True)).launch, least, news.append)
+    assert news[-1] == [30, 30] and news == sorted(news)

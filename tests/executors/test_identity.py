@@ -33,13 +33,13 @@ class Holder:
 
 
 def module():
-    made = denoisers.made(denoisers.UNet)
-    made.scaling = {"adapter": 1.0}
-    return made
+    network = denoisers.made(denoisers.UNet)
+    network.scaling = {"adapter": 1.0}
+    return network
 
 
-def replace_parameter(of):
-    of.leave.bias = torch.nn.Parameter(of.leave.bias.detach().clone())
+def replace_parameter(network):
+    network.leave.bias = torch.nn.Parameter(network.leave.bias.detach().clone())
 
 
 def rebound():

@@ -112,60 +112,60 @@ DEVICE = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def made(world):
+def device_runtime(world):
     """A runtime whose stream has its workspace already."""
-    made = Runtime(DEVICE)
+    device_runtime = Runtime(DEVICE)
     assert world.log == ["begin", "end"]
     world.log.clear()
-    return made
+    return device_runtime
 
 
-def test_a_capture(world, made):
-    captured = made.capture(lambda: world.say("function") or gc.isenabled() or 7)
+def test_a_capture(world, device_runtime):
+    captured = device_runtime.capture(lambda: world.say("function") or gc.isenabled() or 7)
     assert captured.result == 7 and gc.isenabled()
     assert world.log == ["cache", "begin", "function", "end"]
 
 
-def test_streams_are_used_again_but_by_one_at_a_time(made):
+def test_streams_are_used_again_but_by_one_at_a_time(device_runtime):
     other = Runtime(DEVICE)
-    assert other.stream is not made.stream
-    made.release()
-    made.release()
-    assert Runtime(DEVICE).stream is made.stream
-    assert Runtime(DEVICE).stream not in (made.stream, other.stream)
+    assert other.stream is not device_runtime.stream
+    device_runtime.release()
+    device_runtime.release()
+    assert Runtime(DEVICE).stream is device_runtime.stream
+    assert Runtime(DEVICE).stream not in (device_runtime.stream, other.stream)
 
 
 @pytest.mark.parametrize("thrown_away", [False, True])
-def test_a_function_that_raises(world, made, thrown_away):
+def test_a_function_that_raises(world, device_runtime, thrown_away):
     """Its error passes; where the driver threw the capture away, torch's books are set right."""
     world.end_fails = thrown_away
     with pytest.raises(KeyError, match="in the network"):
-        made.capture(fail)
+        device_runtime.capture(fail)
     assert not world.capturing and not world.pools and world.state == "own" and gc.isenabled()
     assert world.log[-1] == "reset" and ("released" in world.log) == thrown_away
     assert len(runtime._SPOILT) == thrown_away
     world.end_fails = False
-    assert made.capture(lambda: 1).result == 1
+    assert device_runtime.capture(lambda: 1).result == 1
 
 
-def test_a_capture_that_is_thrown_away_in_silence(world, made):
+def test_a_capture_that_is_thrown_away_in_silence(world, device_runtime):
     world.end_fails = True
     with pytest.raises(RuntimeError, match="capture invalidated"):
-        made.capture(lambda: 1)
+        device_runtime.capture(lambda: 1)
     assert not world.pools and gc.isenabled()
 
 
-def test_a_capture_that_does_not_begin(world, made):
+def test_a_capture_that_does_not_begin(world, device_runtime):
     world.begin_fails = True
     with pytest.raises(RuntimeError, match="cannot begin"):
-        made.capture(lambda: 1)
+        device_runtime.capture(lambda: 1)
     assert not world.pools and world.state == "own" and gc.isenabled()
 
 
-def test_pinned_memory_is_the_hosts_whatever_is_default(made, monkeypatch):
+def test_pinned_memory_is_the_hosts_whatever_is_default(device_runtime, monkeypatch):
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *a, pin_memory, **k: zeros(*a, **k))
     with torch.device("meta"), torch.inference_mode():
-        memory = made.pinned((2, 3))
+        memory = device_runtime.pinned((2, 3))
     assert memory.device.type == "cpu" and memory.dtype == torch.int32
     assert not memory.is_inference()

@@ -20,16 +20,16 @@ UNITS = {torch.bfloat16: 2.0**-7, torch.float32: 2.0**-20}
 
 def network(dtype=torch.float32):
     torch.manual_seed(0)
-    made = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Tanh()).to(dtype)
-    return made.requires_grad_(False)
+    layers = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Tanh()).to(dtype)
+    return layers.requires_grad_(False)
 
 
-def step(of):
-    of.step(True)
+def step(state):
+    state.step(True)
 
 
-def advance(of):
-    of.advance()
+def advance(state):
+    state.advance()
 
 
 @needs_headers
@@ -45,9 +45,9 @@ def test_a_compiled_network_with_an_op_has_no_graph_break(rule, dtype, verb, mod
     eager = problems.ready(rule, 2.0, dtype=dtype)
     compiled = problems.clone(eager)
 
-    def tick(of):
-        of.model_output.copy_(module(of.model_input))
-        verb(of)
+    def tick(state):
+        state.model_output.copy_(module(state.model_input))
+        verb(state)
 
     compiled_tick = torch.compile(tick, fullgraph=True, mode=mode)
     for _ in range(8):
@@ -62,31 +62,31 @@ def test_a_compiled_network_with_an_op_has_no_graph_break(rule, dtype, verb, mod
 class Tick(torch.nn.Module):
     """network + step as a module of tensors, as torch.export wants it."""
 
-    def __init__(self, of: State):
+    def __init__(self, state: State):
         super().__init__()
-        self.network, self.options = network(), {"rule": of.rule, "batch_wide": of.batch_wide}
+        self.network, self.options = network(), {"rule": state.rule, "batch_wide": state.batch_wide}
 
     def forward(self, *tensors):
-        of = State(*tensors, **self.options)
-        of.model_output.copy_(self.network(of.model_input))
-        of.step(True)
+        state = State(*tensors, **self.options)
+        state.model_output.copy_(self.network(state.model_input))
+        state.step(True)
 
 
-def tensors(of):
-    names = [field.name for field in fields(of) if field.name not in ("rule", "batch_wide")]
-    return {name: getattr(of, name) for name in names}
+def tensors(state):
+    names = [field.name for field in fields(state) if field.name not in ("rule", "batch_wide")]
+    return {name: getattr(state, name) for name in names}
 
 
-def exported(of):
-    given = tuple(tensors(problems.clone(of)).values())
-    return torch.export.export(Tick(of), given)
+def exported(state):
+    given = tuple(tensors(problems.clone(state)).values())
+    return torch.export.export(Tick(state), given)
 
 
-def assert_runs_as(program, of, but=()):
+def assert_runs_as(program, state, but=()):
     """A call of the program leaves the state that the module's leaves."""
-    got, expected = problems.clone(of), problems.clone(of)
+    got, expected = problems.clone(state), problems.clone(state)
     program(*tensors(got).values())
-    Tick(of)(*tensors(expected).values())
+    Tick(state)(*tensors(expected).values())
     assert expected.index.tolist() == [1, 1]
     for name, value in tensors(expected).items():
         if value is not None and name not in but:
@@ -95,27 +95,27 @@ def assert_runs_as(program, of, but=()):
 
 @pytest.mark.parametrize("rule", ["third_order", "defect"])
 def test_a_step_is_exported(rule):
-    of = problems.ready(rule)
-    program = exported(of)
+    state = problems.ready(rule)
+    program = exported(state)
     calls = [str(node.target) for node in program.graph.nodes if "adaptive" in str(node.target)]
     assert calls == ["adaptive_kernels.step.default"]
-    assert_runs_as(program.module(), of)
+    assert_runs_as(program.module(), state)
 
 
 @needs_headers
 def test_an_exported_step_runs_without_python(tmp_path):
     """AOTInductor: a package that calls the op of the loaded library."""
-    of = problems.ready("defect")
+    state = problems.ready("defect")
     path = torch._inductor.aoti_compile_and_package(
-        exported(of), package_path=str(tmp_path / "tick.pt2")
+        exported(state), package_path=str(tmp_path / "tick.pt2")
     )
     program = torch._inductor.aoti_load_package(path)
     # The network itself is compiled, and its output off by last places; x and m are of size 1.
     approximate = ("model_output", "latents", "model_input", "history", "outputs", "norms")
-    assert_runs_as(program, of, but=approximate)
-    got, expected = problems.clone(of), problems.clone(of)
+    assert_runs_as(program, state, but=approximate)
+    got, expected = problems.clone(state), problems.clone(state)
     program(*tensors(got).values())
-    Tick(of)(*tensors(expected).values())
+    Tick(state)(*tensors(expected).values())
     for name in approximate:
         a, b = getattr(got, name), getattr(expected, name)
         assert torch.allclose(a, b, rtol=0, atol=8 * UNITS[torch.float32], equal_nan=True), name

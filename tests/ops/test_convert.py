@@ -10,15 +10,15 @@ from tests.support import problems
 def through_the_op(model_output, input_dtype):
     """x_next = model_output in float32, and model_input = its rounding to input_dtype."""
     n = model_output.shape[1]
-    of = State.begin(
+    state = State.begin(
         problems.table(2), torch.zeros(1, n), problems.AdaptiveConfig(), dtype=input_dtype
     )
-    of.rows.zero_()
-    of.rows[:, 1] = 1  # h = m
-    of.rows[:, 4] = 1  # the input is not scaled
-    of.rows[:, 10] = 1  # x_next = h
-    of.advance(model_output)
-    return of.current(), of.model_input
+    state.rows.zero_()
+    state.rows[:, 1] = 1  # h = m
+    state.rows[:, 4] = 1  # the input is not scaled
+    state.rows[:, 10] = 1  # x_next = h
+    state.advance(model_output)
+    return state.current(), state.model_input
 
 
 def same(a, b):

@@ -19,18 +19,18 @@ STEPS = 40
 
 def run(config, batch=1, seed=0, stages=1, roughness=1.0):
     """Decisions of the op on random latents: (refreshed [T, B], score, latents y_0 .. y_T)."""
-    solver = problems.table(STEPS, 2, stages, seed=seed)
-    config = problems.config("plan", solver, seed=seed) if config == "plan" else config
-    of = problems.state(solver, batch, 37, config, seed=seed)
-    path = [of.current().double()]
-    while bool((of.index < solver.num_steps).any()):
-        waiting = (of.index < solver.num_steps) & (of.progress[1] == 0)
+    table = problems.table(STEPS, 2, stages, seed=seed)
+    config = problems.config("plan", table, seed=seed) if config == "plan" else config
+    state = problems.state(table, batch, 37, config, seed=seed)
+    path = [state.current().double()]
+    while bool((state.index < table.num_steps).any()):
+        waiting = (state.index < table.num_steps) & (state.progress[1] == 0)
         if bool(waiting.any()):
-            output = problems.outputs(of, int(of.index.max()), seed) * roughness
-            of.model_output.copy_(torch.where(waiting[:, None], output, of.model_output))
-        of.step(True)
-        path.append(of.current().double())
-    return of.refreshed, of.score, path, of
+            output = problems.outputs(state, int(state.index.max()), seed) * roughness
+            state.model_output.copy_(torch.where(waiting[:, None], output, state.model_output))
+        state.step(True)
+        path.append(state.current().double())
+    return state.refreshed, state.score, path, state
 
 
 def official(path, threshold, max_skip):
@@ -123,10 +123,10 @@ def test_every_k_refreshes_every_kth_step(k):
 
 
 def test_never_refreshes_at_every_step():
-    refreshed, score, _, of = run(AdaptiveConfig(criterion="never"), batch=2)
+    refreshed, score, _, state = run(AdaptiveConfig(criterion="never"), batch=2)
     assert bool(refreshed.all())
     assert bool(score.isnan().all())
-    assert of.nfe.tolist() == [STEPS, STEPS]
+    assert state.nfe.tolist() == [STEPS, STEPS]
 
 
 def test_two_stage_solvers_decide_once_per_whole_step():
@@ -155,18 +155,18 @@ def test_the_score_is_the_side_ratio_that_decided():
 def test_ties_and_zeros():
     """All differences zero: third_order refreshes on the tie, released and defect skip on it."""
     for criterion, skips in (("third_order", False), ("released", True), ("defect", True)):
-        solver = problems.table(12)
+        table = problems.table(12)
         threshold = 0.0 if criterion == "defect" else 0.1
-        of = problems.state(solver, 1, 8, AdaptiveConfig(threshold, 4, criterion))
-        of.latents[0] = 0
-        of.rows[:, 0] = 0
-        of.rows[:, 2] = 1
-        of.rows[:, 3] = 0
-        of.model_output.zero_()
+        state = problems.state(table, 1, 8, AdaptiveConfig(threshold, 4, criterion))
+        state.latents[0] = 0
+        state.rows[:, 0] = 0
+        state.rows[:, 2] = 1
+        state.rows[:, 3] = 0
+        state.model_output.zero_()
         for _ in range(12):
-            of.step(True)
-        assert bool(of.refreshed.all()) is not skips
-        assert of.score[5].item() == 1.0
+            state.step(True)
+        assert bool(state.refreshed.all()) is not skips
+        assert state.score[5].item() == 1.0
 
 
 def defect(network, sb, x, tol, max_skip, spread=4.0):
@@ -295,21 +295,21 @@ def test_defect_warms_up_as_long_as_asked():
 
 def test_the_length_of_a_run_is_known_at_its_refresh():
     """Whatever happens to the latents of the skipped steps, they end where they would have."""
-    solver = problems.table(STEPS, 2, seed=3)
-    of = problems.state(solver, 3, 37, AdaptiveConfig(0.01, 6, "defect"), seed=3)
+    table = problems.table(STEPS, 2, seed=3)
+    state = problems.state(table, 3, 37, AdaptiveConfig(0.01, 6, "defect"), seed=3)
     lengths = set()
-    while bool((of.index < STEPS).any()):
-        of.model_output.copy_(problems.outputs(of, int(of.index.sum())))
-        of.step(True)
-        moved = problems.clone(of)
-        while bool((of.progress[1] > 0).any()):
+    while bool((state.index < STEPS).any()):
+        state.model_output.copy_(problems.outputs(state, int(state.index.sum())))
+        state.step(True)
+        moved = problems.clone(state)
+        while bool((state.progress[1] > 0).any()):
             moved.latents.normal_()
             moved.history.normal_()
-            of.step(False)
+            state.step(False)
             moved.step(False)
-        assert torch.equal(of.progress, moved.progress)
-        assert torch.equal(of.score.nan_to_num(7), moved.score.nan_to_num(7))
-        lengths |= set((of.index - of.progress[3]).tolist())
+        assert torch.equal(state.progress, moved.progress)
+        assert torch.equal(state.score.nan_to_num(7), moved.score.nan_to_num(7))
+        lengths |= set((state.index - state.progress[3]).tolist())
     assert len(lengths) > 3, lengths
 
 

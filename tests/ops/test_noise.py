@@ -13,16 +13,16 @@ from tests.support import problems
 
 def noise_of_the_op(seeds, elements, step):
     """z of the op: a table that does nothing but add S z at `step`."""
-    solver = problems.table(step + 1, stochastic=True)
-    of = State.begin(
-        solver, torch.zeros(len(seeds), elements), problems.AdaptiveConfig(), seed=seeds
+    table = problems.table(step + 1, stochastic=True)
+    state = State.begin(
+        table, torch.zeros(len(seeds), elements), problems.AdaptiveConfig(), seed=seeds
     )
-    of.rows[:, :6] = 0
-    of.rows[:, 6:] = 0
-    of.rows[:, 3] = 1
-    of.progress[0] = step
-    of.step(True)
-    return of.current()
+    state.rows[:, :6] = 0
+    state.rows[:, 6:] = 0
+    state.rows[:, 3] = 1
+    state.progress[0] = step
+    state.step(True)
+    return state.current()
 
 
 def test_philox_is_philox_4x32_10():

@@ -20,21 +20,21 @@ NAMES = [argument.name for argument in ops.advance._schema.arguments][:-1]  # bu
 @pytest.mark.parametrize("rule", ["third_order", "defect", "every(3) linear", "plan"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_opcheck(rule, guided):
-    of = ready(rule, guided=guided)
-    assert [v is None for v in (of.outputs, of.weights, of.run_cost)] == {
+    state = ready(rule, guided=guided)
+    assert [v is None for v in (state.outputs, state.weights, state.run_cost)] == {
         "third_order": [True] * 3,
         "every(3) linear": [False, False, True],
     }.get(rule, [False] * 3)
-    of.workspace = torch.zeros(ops.workspace_shape(2, 40), dtype=torch.float64)
-    torch.library.opcheck(ops.step, (*of.arguments(), True))
-    torch.library.opcheck(ops.advance, of.arguments())
+    state.workspace = torch.zeros(ops.workspace_shape(2, 40), dtype=torch.float64)
+    torch.library.opcheck(ops.step, (*state.arguments(), True))
+    torch.library.opcheck(ops.advance, state.arguments())
 
 
 def test_fake_tensors_of_any_device():
     for device, rule in (("cpu", "third_order"), ("cuda", "third_order"), ("cuda", "defect")):
-        of = ready(rule, guided=True)
-        of.workspace = torch.zeros(ops.workspace_shape(2, 40), dtype=torch.float64)
-        real = of.arguments()
+        state = ready(rule, guided=True)
+        state.workspace = torch.zeros(ops.workspace_shape(2, 40), dtype=torch.float64)
+        real = state.arguments()
         with FakeTensorMode() as mode:
             fake = [
                 mode.from_tensor(t).to(device) if isinstance(t, torch.Tensor) else t for t in real
@@ -164,61 +164,61 @@ def test_refusals_of_a_fill_name_the_argument(name, value, message):
 
 
 def test_buffers_that_share_memory_are_refused():
-    of = ready("defect")
-    of.outputs = of.latents[:3]
+    state = ready("defect")
+    state.outputs = state.latents[:3]
     with pytest.raises(RuntimeError, match="latents and outputs must not share memory"):
-        of.advance()
-    of = ready("defect")
-    of.model_output = of.outputs[1]
+        state.advance()
+    state = ready("defect")
+    state.model_output = state.outputs[1]
     with pytest.raises(RuntimeError, match="model_output and outputs must not share memory"):
-        of.advance()
-    of = ready("defect")
-    of.weights = of.outputs.new_zeros(8, 4, 4, 7)
-    of.outputs = of.weights.view(-1)[:240].view(3, 2, 40)
+        state.advance()
+    state = ready("defect")
+    state.weights = state.outputs.new_zeros(8, 4, 4, 7)
+    state.outputs = state.weights.view(-1)[:240].view(3, 2, 40)
     with pytest.raises(RuntimeError, match="outputs and weights must not share memory"):
-        of.advance()
-    of = ready("defect")
-    of.run_cost = of.score.new_zeros(8, 4, 3)
-    of.score = of.run_cost.view(-1)[:16].view(8, 2)
+        state.advance()
+    state = ready("defect")
+    state.run_cost = state.score.new_zeros(8, 4, 3)
+    state.score = state.run_cost.view(-1)[:16].view(8, 2)
     with pytest.raises(RuntimeError, match="score and run_cost must not share memory"):
-        of.advance()
-    of = ready("defect")
-    of.guidance_scale, of.threshold = of.weights.view(-1)[:2], of.run_cost.view(-1)[:2]
-    of.advance()  # what is only read may be shared
-    of = ready()
-    of.model_output = of.latents[0]
+        state.advance()
+    state = ready("defect")
+    state.guidance_scale, state.threshold = state.weights.view(-1)[:2], state.run_cost.view(-1)[:2]
+    state.advance()  # what is only read may be shared
+    state = ready()
+    state.model_output = state.latents[0]
     with pytest.raises(RuntimeError, match="latents and model_output must not share memory"):
-        of.advance()
-    of = ready()
-    of.threshold = of.score[0]
+        state.advance()
+    state = ready()
+    state.threshold = state.score[0]
     with pytest.raises(RuntimeError, match="score and threshold must not share memory"):
-        of.advance()
-    of = ready()
-    of.model_input = of.model_output
+        state.advance()
+    state = ready()
+    state.model_input = state.model_output
     with pytest.raises(RuntimeError, match="model_input and model_output must not share memory"):
-        of.advance()
+        state.advance()
 
 
 def test_a_condition_is_refused_without_a_graph():
-    of = ready()
+    state = ready()
     for call in (
-        lambda: ops.advance(*of.arguments(), 7),
-        lambda: ops.step(*of.arguments(), True, 7),
+        lambda: ops.advance(*state.arguments(), 7),
+        lambda: ops.step(*state.arguments(), True, 7),
     ):
         with pytest.raises(RuntimeError, match="condition needs the CUDA library"):
             call()
     with pytest.raises(RuntimeError, match="condition needs the CUDA library"):
-        reference.advance(*of.arguments(), 7)
-    assert of.index.tolist() == [0, 0]
+        reference.advance(*state.arguments(), 7)
+    assert state.index.tolist() == [0, 0]
 
 
 def test_batch_wide_refuses_samples_at_different_steps():
     for rule in ("third_order", "defect"):
-        of = ready(rule)
-        of.batch_wide = True
-        of.progress[0] = torch.tensor([1, 2])
+        state = ready(rule)
+        state.batch_wide = True
+        state.progress[0] = torch.tensor([1, 2])
         with pytest.raises(RuntimeError, match="all samples at one step, got steps 1 and 2"):
-            of.advance()
+            state.advance()
 
 
 def test_without_the_compiled_library_the_reference_serves_and_says_so(tmp_path):
@@ -246,9 +246,9 @@ print(of.nfe.tolist(), [round(v, 4) for v in of.current()[:, :3].flatten().tolis
 """
     got = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
     assert got.returncode == 0, got.stderr
-    of = problems.state(problems.table(8), 2, 40)
+    state = problems.state(problems.table(8), 2, 40)
     for tick in range(8):
-        of.model_output.copy_(problems.outputs(of, tick))
-        of.advance()
-    expected = [round(v, 4) for v in of.current()[:, :3].flatten().tolist()]
-    assert got.stdout.strip() == f"{of.nfe.tolist()} {expected}"
+        state.model_output.copy_(problems.outputs(state, tick))
+        state.advance()
+    expected = [round(v, 4) for v in state.current()[:, :3].flatten().tolist()]
+    assert got.stdout.strip() == f"{state.nfe.tolist()} {expected}"

@@ -14,59 +14,61 @@ RULES = [*problems.REUSE, *problems.FILLED]
 SIZES = [1, 3, 15, 16, 17, 1023, 1024, 1025, 16385]
 
 
-def assert_step_agrees(of, fresh):
+def assert_step_agrees(state, fresh):
     """One op step against one reference step from the same state; returns the reference's."""
-    expected = problems.clone(of)
-    bound = problems.update_bound(of, fresh)
-    before = problems.clone(of)
-    of.step(fresh)
+    expected = problems.clone(state)
+    bound = problems.update_bound(state, fresh)
+    before = problems.clone(state)
+    state.step(fresh)
     reference.step(*expected.arguments(), fresh)
-    moved = of.index > before.index
-    assert torch.equal(of.progress[0], expected.progress[0])
-    batch = torch.arange(of.latents.shape[1])
-    slot = of.index.long() % of.latents.shape[0]
-    error = (of.latents[slot, batch].double() - expected.latents[slot, batch].double()).abs()
+    moved = state.index > before.index
+    assert torch.equal(state.progress[0], expected.progress[0])
+    batch = torch.arange(state.latents.shape[1])
+    slot = state.index.long() % state.latents.shape[0]
+    error = (state.latents[slot, batch].double() - expected.latents[slot, batch].double()).abs()
     # Both store float32: half a unit in the last place of the result on top of the bound.
     stored = expected.latents[slot, batch].double().abs() * problems.EPS
     assert bool((error <= bound + 2 * stored)[moved].all()), (error - bound).max()
 
     # Everything but the new latents' slot is untouched, bit for bit.
-    keep = torch.ones(of.latents.shape[:2], dtype=torch.bool)
+    keep = torch.ones(state.latents.shape[:2], dtype=torch.bool)
     keep[slot[moved], batch[moved]] = False
-    bits = (of.latents.view(torch.int32), before.latents.view(torch.int32))
+    bits = (state.latents.view(torch.int32), before.latents.view(torch.int32))
     assert torch.equal(bits[0][keep], bits[1][keep])
-    if of.outputs is not None:
-        assert_outputs_agree(of, expected, before, moved & (before.progress[1] == 0))
+    if state.outputs is not None:
+        assert_outputs_agree(state, expected, before, moved & (before.progress[1] == 0))
 
     near = (expected.score.nan_to_num(0) - 1).abs() < 1e-4
     assume(not bool(near.any()))
-    assert torch.equal(of.refreshed, expected.refreshed)
-    assert torch.equal(of.progress, expected.progress)
-    assert torch.equal(of.timestep, expected.timestep)
-    assert torch.equal(of.model_input[~rows_of(moved, of)], before.model_input[~rows_of(moved, of)])
+    assert torch.equal(state.refreshed, expected.refreshed)
+    assert torch.equal(state.progress, expected.progress)
+    assert torch.equal(state.timestep, expected.timestep)
+    assert torch.equal(
+        state.model_input[~rows_of(moved, state)], before.model_input[~rows_of(moved, state)]
+    )
     return expected, bound
 
 
-def assert_outputs_agree(of, expected, before, called):
+def assert_outputs_agree(state, expected, before, called):
     """A network call leaves e = u x + w m in the ring's next slot, and no other slot changes."""
-    slot, batch = before.nfe.long() % len(of.outputs), torch.arange(of.latents.shape[1])
-    new, right = of.outputs[slot, batch].double(), expected.outputs[slot, batch].double()
-    row = of.rows[before.index.clamp(max=len(of.rows) - 1).long()].double().abs()
+    slot, batch = before.nfe.long() % len(state.outputs), torch.arange(state.latents.shape[1])
+    new, right = state.outputs[slot, batch].double(), expected.outputs[slot, batch].double()
+    row = state.rows[before.index.clamp(max=len(state.rows) - 1).long()].double().abs()
     x = before.latents[before.index.long() % len(before.latents), batch].double().abs()
     m = before.model_output.double().abs()
     if len(m) > len(x):
-        m = m[: len(x)] + of.guidance_scale[:, None].abs() * (m[len(x) :] + m[: len(x)])
+        m = m[: len(x)] + state.guidance_scale[:, None].abs() * (m[len(x) :] + m[: len(x)])
     # Guidance 3, product 1, addition 1, and one each for storing float32.
     bound = 7 * problems.EPS * (row[:, 6, None] * x + row[:, 7, None] * m)
     assert bool(((new - right).abs() <= bound)[called].all())
-    keep = torch.ones(of.outputs.shape[:2], dtype=torch.bool)
+    keep = torch.ones(state.outputs.shape[:2], dtype=torch.bool)
     keep[slot[called], batch[called]] = False
-    bits = (of.outputs.view(torch.int32), before.outputs.view(torch.int32))
+    bits = (state.outputs.view(torch.int32), before.outputs.view(torch.int32))
     assert torch.equal(bits[0][keep], bits[1][keep])
 
 
-def rows_of(mask, of):
-    return mask.repeat(len(of.model_input) // max(len(mask), 1))
+def rows_of(mask, state):
+    return mask.repeat(len(state.model_input) // max(len(mask), 1))
 
 
 @settings(max_examples=60)
@@ -85,18 +87,18 @@ def rows_of(mask, of):
 def test_step_equals_reference(
     rule, dtype, guided, history, stages, stochastic, batch, elements, granularity, seed
 ):
-    solver = problems.table(7 if stages == 1 else 13, history, stages, stochastic, seed)
-    config = problems.config(rule, solver, granularity=granularity, seed=seed)
-    of = problems.state(solver, batch, elements, config, guided, dtype, seed)
-    while bool((of.index < solver.num_steps).any()):
-        of.model_output.copy_(problems.outputs(of, int(of.index.sum()), seed))
+    table = problems.table(7 if stages == 1 else 13, history, stages, stochastic, seed)
+    config = problems.config(rule, table, granularity=granularity, seed=seed)
+    state = problems.state(table, batch, elements, config, guided, dtype, seed)
+    while bool((state.index < table.num_steps).any()):
+        state.model_output.copy_(problems.outputs(state, int(state.index.sum()), seed))
         for fresh in (True, False):
-            expected, bound = assert_step_agrees(of, fresh)
+            expected, bound = assert_step_agrees(state, fresh)
             # A defect of one element may cancel: outputs of up to 8, a spread of up to 10.
             atol = 1e-6 if rule == "defect" else 1e-8
-            assert torch.allclose(of.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
+            assert torch.allclose(state.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
             unit = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
-            error = (of.model_input.double() - expected.model_input.double()).abs()
+            error = (state.model_input.double() - expected.model_input.double()).abs()
             limit = 2 * unit * expected.model_input.double().abs() + 2**-24
             limit += 1.5 * bound.repeat(len(error) // batch, 1)
             assert bool((error <= limit).all())
@@ -113,14 +115,14 @@ def test_step_equals_reference(
 def test_samples_at_different_steps(rule, batch, elements, history, seed, fresh):
     """A batch in the middle of everything: other steps, runs, finished samples among them."""
     steps = 11
-    solver = problems.table(steps, history, seed=seed)
-    config = problems.config(rule, solver, threshold=0.5, max_skip=2, seed=seed)
-    of = problems.midway(problems.state(solver, batch, elements, config, seed=seed), seed)
-    before = problems.clone(of)
-    assert_step_agrees(of, fresh)
+    table = problems.table(steps, history, seed=seed)
+    config = problems.config(rule, table, threshold=0.5, max_skip=2, seed=seed)
+    state = problems.midway(problems.state(table, batch, elements, config, seed=seed), seed)
+    before = problems.clone(state)
+    assert_step_agrees(state, fresh)
     still = (before.index == steps) | ((before.progress[1] == 0) & (not fresh))
-    assert torch.equal(of.progress[:, still], before.progress[:, still])
-    assert torch.equal(of.refreshed[:, still], before.refreshed[:, still])
+    assert torch.equal(state.progress[:, still], before.progress[:, still])
+    assert torch.equal(state.refreshed[:, still], before.refreshed[:, still])
 
 
 @given(
@@ -132,13 +134,13 @@ def test_samples_at_different_steps(rule, batch, elements, history, seed, fresh)
     seed=st.integers(0, 10**6),
 )
 def test_advance_is_step_repeated(rule, max_skip, stages, batch, granularity, seed):
-    solver = problems.table(25, 2, stages, seed=seed)
-    config = problems.config(rule, solver, 0.4, max_skip, granularity, seed)
-    one = problems.state(solver, batch, 33, config, seed=seed)
+    table = problems.table(25, 2, stages, seed=seed)
+    config = problems.config(rule, table, 0.4, max_skip, granularity, seed)
+    one = problems.state(table, batch, 33, config, seed=seed)
     many = problems.clone(one)
-    for tick in range(solver.num_steps):
-        for of in (one, many):
-            of.model_output.copy_(problems.outputs(of, tick, seed))
+    for tick in range(table.num_steps):
+        for state in (one, many):
+            state.model_output.copy_(problems.outputs(state, tick, seed))
         one.advance()
         many.step(True)
         while bool((many.progress[1] > 0).any()):
@@ -146,26 +148,26 @@ def test_advance_is_step_repeated(rule, max_skip, stages, batch, granularity, se
         for name, a in vars(one).items():
             if isinstance(a, torch.Tensor):
                 assert torch.equal(a.nan_to_num(7), getattr(many, name).nan_to_num(7)), name
-    assert bool((one.index == solver.num_steps).all())
+    assert bool((one.index == table.num_steps).all())
     assert torch.equal(one.nfe, one.refreshed.sum(0).int())
 
 
 @pytest.mark.parametrize(("stages", "granularity"), [(1, "sample"), (2, "sample"), (1, "batch")])
 def test_reference_advance_agrees_with_the_op(stages, granularity):
     steps = 16 * stages - 1
-    solver = problems.table(steps, 2, stages)
+    table = problems.table(steps, 2, stages)
     for rule in RULES:
-        config = problems.config(rule, solver, 1.0, granularity=granularity)
-        one = problems.state(solver, 3, 50, config)
+        config = problems.config(rule, table, 1.0, granularity=granularity)
+        one = problems.state(table, 3, 50, config)
         two = problems.clone(one)
         while bool((one.index < steps).any()):
-            for of in (one, two):
-                of.model_output.copy_(problems.outputs(of, int(of.index.sum())))
+            for state in (one, two):
+                state.model_output.copy_(problems.outputs(state, int(state.index.sum())))
             one.step(True)
             reference.step(*two.arguments(), True)
             assert torch.allclose(one.norms, two.norms, rtol=1e-3, atol=1e-6), rule
-            for of in (one, two):
-                of.model_output.copy_(problems.outputs(of, int(of.index.sum())))
+            for state in (one, two):
+                state.model_output.copy_(problems.outputs(state, int(state.index.sum())))
             one.advance()
             reference.advance(*two.arguments())
             assert torch.equal(one.progress, two.progress), rule
@@ -177,54 +179,56 @@ def test_reference_advance_agrees_with_the_op(stages, granularity):
     ("rule", "elements"), [("third_order", 40000), ("defect", 40000), ("plan", 100003)]
 )
 def test_result_is_bitwise_the_same_for_any_batch_threads_and_run(rule, elements):
-    solver = problems.table(8, 3, stochastic=True)
-    config = problems.config(rule, solver, 0.5)
-    together = problems.state(solver, 3, elements, config, guided=True)
+    table = problems.table(8, 3, stochastic=True)
+    config = problems.config(rule, table, 0.5)
+    together = problems.state(table, 3, elements, config, guided=True)
     again = problems.clone(together)
-    alone = [problems.state(solver, 3, elements, config, guided=True) for _ in range(3)]
+    alone = [problems.state(table, 3, elements, config, guided=True) for _ in range(3)]
     threads = torch.get_num_threads()
 
-    def only(of, b):
+    def only(state, b):
         """A state of sample b alone."""
         rows = torch.tensor([b, b + 3])
-        picked = problems.clone(of)
+        picked = problems.clone(state)
         for name in ("latents", "history", "outputs", "progress", "refreshed", "score"):
-            if (value := getattr(of, name)) is not None:
+            if (value := getattr(state, name)) is not None:
                 setattr(picked, name, value[:, b : b + 1].clone())
         for name in ("norms", "guidance_scale", "threshold", "seed"):
-            setattr(picked, name, getattr(of, name)[b : b + 1].clone())
+            setattr(picked, name, getattr(state, name)[b : b + 1].clone())
         for name in ("model_input", "model_output", "timestep"):
-            setattr(picked, name, getattr(of, name)[rows].clone())
+            setattr(picked, name, getattr(state, name)[rows].clone())
         return picked
 
-    alone = [only(of, b) for b, of in enumerate(alone)]
-    while bool((together.index < solver.num_steps).any()):
+    alone = [only(state, b) for b, state in enumerate(alone)]
+    while bool((together.index < table.num_steps).any()):
         together.model_output.copy_(problems.outputs(together, int(together.index.sum())))
         again.model_output.copy_(together.model_output)
-        for b, of in enumerate(alone):
-            of.model_output.copy_(together.model_output[[b, b + 3]])
+        for b, state in enumerate(alone):
+            state.model_output.copy_(together.model_output[[b, b + 3]])
         together.advance()
         try:
             torch.set_num_threads(1)
             again.advance()
-            for of in alone:
-                of.advance()
+            for state in alone:
+                state.advance()
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(together.latents.nan_to_num(7), again.latents.nan_to_num(7))
         assert torch.equal(together.norms, again.norms)
-        for b, of in enumerate(alone):
-            assert torch.equal(of.progress[:, 0], together.progress[:, b])
-            assert torch.equal(of.latents[:, 0].nan_to_num(7), together.latents[:, b].nan_to_num(7))
-            assert torch.equal(of.norms[0], together.norms[b])
+        for b, state in enumerate(alone):
+            assert torch.equal(state.progress[:, 0], together.progress[:, b])
+            assert torch.equal(
+                state.latents[:, 0].nan_to_num(7), together.latents[:, b].nan_to_num(7)
+            )
+            assert torch.equal(state.norms[0], together.norms[b])
 
 
 def test_nothing_outside_the_buffers_is_touched():
     """Every written buffer stands between sentinels in one allocation."""
-    solver = problems.table(6, 3)
-    config = problems.config("defect", solver)
+    table = problems.table(6, 3)
+    config = problems.config("defect", table)
     for elements in (1, 7, 1025, 16390):
-        of = problems.state(solver, 2, elements, config, guided=True, dtype=torch.float16)
+        state = problems.state(table, 2, elements, config, guided=True, dtype=torch.float16)
         guards = []
         for name in (
             "latents",
@@ -237,29 +241,29 @@ def test_nothing_outside_the_buffers_is_touched():
             "score",
             "outputs",
         ):
-            value = getattr(of, name)
+            value = getattr(state, name)
             room = torch.full((value.numel() + 64,), 77, dtype=torch.uint8).to(value.dtype)
             inside = room[32 : 32 + value.numel()].view(value.shape)
             inside.copy_(value)
-            setattr(of, name, inside)
+            setattr(state, name, inside)
             guards.append((room, room[:32].clone(), room[-32:].clone()))
         for tick in range(6):
-            of.model_output.copy_(problems.outputs(of, tick))
-            of.advance()
+            state.model_output.copy_(problems.outputs(state, tick))
+            state.advance()
         for room, head, tail in guards:
             assert torch.equal(room[:32], head)
             assert torch.equal(room[-32:], tail)
 
 
 def test_nan_in_one_sample_refreshes_it_and_leaves_the_others():
-    solver = problems.table(12)
+    table = problems.table(12)
     for criterion in ("third_order", "released", "defect"):
         config = AdaptiveConfig(1e9, 3, criterion)
-        clean = problems.state(solver, 3, 64, config)
+        clean = problems.state(table, 3, 64, config)
         sick = problems.clone(clean)
         for tick in range(12):
-            for of in (clean, sick):
-                of.model_output.copy_(problems.outputs(clean, tick))
+            for state in (clean, sick):
+                state.model_output.copy_(problems.outputs(clean, tick))
             if tick >= 1:
                 sick.model_output[1, 5] = torch.inf if tick % 2 else torch.nan
             clean.advance()
@@ -273,35 +277,35 @@ def test_nan_in_one_sample_refreshes_it_and_leaves_the_others():
 
 @pytest.mark.parametrize("history", [1, 2])
 def test_an_output_that_a_fill_does_not_use_may_be_anything(history):
-    solver = problems.table(12, history)
+    table = problems.table(12, history)
     for rule in ("defect", "third_order linear repair"):
-        clean = problems.state(solver, 2, 300, problems.config(rule, solver, 1e9))
+        clean = problems.state(table, 2, 300, problems.config(rule, table, 1e9))
         while int(clean.nfe.min()) < 4:
             clean.model_output.copy_(problems.outputs(clean, int(clean.index.sum())))
             clean.advance()
         sick = problems.clone(clean)
         sick.outputs[(clean.nfe[0] - 3) % 3] = torch.nan  # E_2
         output = problems.outputs(clean, 7)
-        for of in (clean, sick):
-            of.model_output.copy_(output)
-            of.advance()
+        for state in (clean, sick):
+            state.model_output.copy_(output)
+            state.advance()
         assert clean.nfe[0] == 5 and bool(clean.current().isfinite().all())
         assert torch.equal(clean.current(), sick.current())
 
 
 def test_noise_given_by_the_caller_is_what_is_added():
-    solver = problems.table(5, 2, stochastic=True)
+    table = problems.table(5, 2, stochastic=True)
     noise = torch.randn(5, 2, 21)
-    of = problems.state(solver, 2, 21)
-    of.noise = noise
-    still = problems.clone(of)
+    state = problems.state(table, 2, 21)
+    state.noise = noise
+    still = problems.clone(state)
     still.noise = torch.zeros_like(noise)
-    output = problems.outputs(of, 0)
-    for one in (of, still):
+    output = problems.outputs(state, 0)
+    for one in (state, still):
         one.model_output.copy_(output)
         one.step(True)
-    difference = of.current() - still.current()
-    expected = solver.S[0].float() * noise[0]
+    difference = state.current() - still.current()
+    expected = table.S[0].float() * noise[0]
     assert torch.allclose(difference, expected, rtol=0, atol=4 * problems.EPS * 4)
 
 
@@ -311,15 +315,15 @@ def test_noise_given_by_the_caller_is_what_is_added():
 def test_the_common_loop_gives_the_bits_of_the_general_one(dtype, rule, guided):
     """A second history term of weight zero sends the same numbers through the general loops."""
     for elements in (1, 16, 255, 257, 1024, 17000):
-        solver = problems.table(9)
-        config = problems.config(rule, solver, 0.4)
-        common = problems.state(solver, 2, elements, config, guided, dtype)
+        table = problems.table(9)
+        config = problems.config(rule, table, 0.4)
+        common = problems.state(table, 2, elements, config, guided, dtype)
         general = problems.clone(common)
         general.history = torch.zeros(1, 2, elements)
         general.rows = torch.cat([common.rows, torch.zeros(9, 1)], dim=1)
         for tick in range(9):
-            for of in (common, general):
-                of.model_output.copy_(problems.outputs(common, tick))
+            for state in (common, general):
+                state.model_output.copy_(problems.outputs(common, tick))
             common.advance()
             general.advance()
         for name in ("latents", "norms", "model_input", "progress", "score", "outputs"):

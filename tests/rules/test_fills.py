@@ -370,9 +370,9 @@ def test_a_plan_with_the_linear_weights_is_the_linear_fill(name):
 
     expected = AdaptiveSampler(table, config=config)(model, x, progress=False)
     weights = fills.linear_weights(table, fills.coordinates(table), 2 * table.stages + 1, 2, repair)
-    made = as_plan(table, expected.refreshed[:, 0].tolist(), weights)
-    assert made.calls == expected.nfe[0] and made.max_skip == 2 * table.stages
-    got = AdaptiveSampler(table, config=AdaptiveConfig(criterion="plan", plan=made))(
+    plan = as_plan(table, expected.refreshed[:, 0].tolist(), weights)
+    assert plan.calls == expected.nfe[0] and plan.max_skip == 2 * table.stages
+    got = AdaptiveSampler(table, config=AdaptiveConfig(criterion="plan", plan=plan))(
         model, x, progress=False
     )
     assert torch.equal(got.refreshed, expected.refreshed)
@@ -432,9 +432,9 @@ def test_refusals(name, config, message):
 
 
 def test_a_plan_of_another_length_is_refused():
-    made = plan_for(table_of("ddim", 5))
+    plan = plan_for(table_of("ddim", 5))
     with pytest.raises(ValueError, match=r"plan must be one for .*: 10 steps.*with 5 steps"):
-        AdaptiveSampler(table_of("ddim", STEPS), config=AdaptiveConfig(criterion="plan", plan=made))
+        AdaptiveSampler(table_of("ddim", STEPS), config=AdaptiveConfig(criterion="plan", plan=plan))
 
 
 def test_defect_on_the_shipped_model():
@@ -461,7 +461,7 @@ def test_defect_on_the_shipped_model():
 
 
 def test_the_tables_are_made_on_the_cpu_whatever_the_defaults():
-    def made(config):
+    def tables(config):
         return vars(fills.fill_tables(table, config)).values()
 
     table = table_of("dpm-2m", STEPS)
@@ -469,11 +469,11 @@ def test_the_tables_are_made_on_the_cpu_whatever_the_defaults():
         AdaptiveConfig(criterion="defect"),
         AdaptiveConfig(criterion="plan", plan=plan_for(table)),
     ):
-        expected = made(config)
+        expected = tables(config)
         torch.set_default_dtype(torch.float16)
         try:
             with torch.device("meta"):
-                got = made(config)
+                got = tables(config)
         finally:
             torch.set_default_dtype(torch.float32)
         for ours, theirs in zip(got, expected, strict=True):

@@ -152,11 +152,11 @@ def compare(case: Case, n: int, begin: int | None = None, **where) -> float:
     sources = torch.stack([*delta, *output_error]).reshape(2 * steps, 8)
     slopes = [scale[i] * slope(scale[i] * ours[i], times[i]).reshape(8) for i in range(steps)]
     carried = torch.zeros(2 * steps, 8, dtype=torch.float64)
-    into, kept, bounds = torch.eye(2 * steps, dtype=torch.float64)[:, :, None], [], [carried[0]]
+    basis, kept, bounds = torch.eye(2 * steps, dtype=torch.float64)[:, :, None], [], [carried[0]]
     for i in range(steps):
-        output = slopes[i] * carried + into[steps + i]
+        output = slopes[i] * carried + basis[steps + i]
         kept.append(table.p[i] * carried + table.q[i] * output)
-        carried = table.A[i] * carried + into[i]
+        carried = table.A[i] * carried + basis[i]
         for k, h in zip(range(table.history), reversed(kept), strict=False):
             carried = carried + table.C[i, k] * h
         bounds.append((carried.abs() * sources).sum(0))
@@ -366,9 +366,9 @@ def unipc(s):
     def order(i):
         return min(s.config.solver_order, steps - i, i + 1)
 
-    def weights(i, to, size):
+    def weights(i, end, size):
         """Return h, the ratios r_1 .. r_size (the last is 1) and B-scaled moments of a step."""
-        h = log_snr(s, to) - log_snr(s, i)
+        h = log_snr(s, end) - log_snr(s, i)
         r = [(log_snr(s, i - k) - log_snr(s, i)) / h for k in range(1, size)] + [torch.ones_like(h)]
         phi, moments = torch.expm1(-h) / -h - 1, []
         for k in range(1, size + 1):

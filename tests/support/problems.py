@@ -53,86 +53,86 @@ def levels(steps, seed=0):
     return NoiseLevels(alpha, sigma, -sigma[:-1], alpha[:-1].clone(), "v_prediction")
 
 
-def config(rule, solver, threshold=0.3, max_skip=3, granularity="sample", seed=0):
+def config(rule, table, threshold=0.3, max_skip=3, granularity="sample", seed=0):
     """The config of a name of REUSE or FILLED that skips some of the steps of a random solver."""
     criterion, *words = rule.split()
     if criterion == "plan":
-        return AdaptiveConfig(criterion="plan", plan=plan(solver, seed), granularity=granularity)
+        return AdaptiveConfig(criterion="plan", plan=plan(table, seed), granularity=granularity)
     return AdaptiveConfig(
         threshold * (0.05 if criterion == "defect" else 1),
         max_skip,
         criterion,
         fill="linear" if "linear" in words else None,
-        repair=True if "repair" in words and not bool(solver.S.any()) else None,
+        repair=True if "repair" in words and not bool(table.S.any()) else None,
         granularity=granularity,
     )
 
 
-def plan(solver, seed=0):
+def plan(table, seed=0):
     """A random mask, whole steps at a time, and random weights that add up to about one."""
     g = torch.Generator().manual_seed(seed + 3)
-    steps = solver.num_steps
-    called = torch.rand(-(-steps // solver.stages), generator=g) < 0.5
+    steps = table.num_steps
+    called = torch.rand(-(-steps // table.stages), generator=g) < 0.5
     called[0] = True
-    called = called.repeat_interleave(solver.stages)[:steps]
+    called = called.repeat_interleave(table.stages)[:steps]
     weights = torch.randn(steps, OUTPUTS, generator=g, dtype=torch.float64) * 0.3
     weights[:, 0] += 1
     exist = called.cumsum(0)[:, None] > torch.arange(OUTPUTS)
     return Plan(
-        solver.name,
-        tuple(solver.timesteps.double().tolist()),
+        table.name,
+        tuple(table.timesteps.double().tolist()),
         tuple(called.tolist()),
         tuple(map(tuple, (weights * exist).tolist())),
     )
 
 
 def state(
-    solver, batch, elements, config=None, guided=False, dtype=torch.float32, seed=0, cls=State
+    table, batch, elements, config=None, guided=False, dtype=torch.float32, seed=0, cls=State
 ):
     g = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(batch, elements, generator=g)
     scale = torch.rand(batch, generator=g) * 4 if guided else None
-    made = cls.begin(solver, x, config or AdaptiveConfig(), guidance_scale=scale, dtype=dtype)
+    begun = cls.begin(table, x, config or AdaptiveConfig(), guidance_scale=scale, dtype=dtype)
     # Whatever an op must not read is NaN.
-    made.latents[1:] = torch.nan
-    made.history.fill_(torch.nan)
-    if made.outputs is not None:
-        made.outputs.fill_(torch.nan)
-    return made
+    begun.latents[1:] = torch.nan
+    begun.history.fill_(torch.nan)
+    if begun.outputs is not None:
+        begun.outputs.fill_(torch.nan)
+    return begun
 
 
 def ready(rule="third_order", threshold=0.3, **options):
     """A small state in which an op may read everything."""
-    solver = table(8, 2)
-    of = state(solver, 2, 40, config(rule, solver, threshold), **options)
-    of.latents.nan_to_num_(0.5)
-    of.history.nan_to_num_(0.5)
-    if of.outputs is not None:
-        of.outputs.nan_to_num_(0.5)
-    of.model_output.copy_(outputs(of, 0))
-    return of
+    small = table(8, 2)
+    begun = state(small, 2, 40, config(rule, small, threshold), **options)
+    begun.latents.nan_to_num_(0.5)
+    begun.history.nan_to_num_(0.5)
+    if begun.outputs is not None:
+        begun.outputs.nan_to_num_(0.5)
+    begun.model_output.copy_(outputs(begun, 0))
+    return begun
 
 
-def midway(of, seed=0):
+def midway(state, seed=0):
     """The state's samples in the middle of everything: other steps and runs, finished ones too."""
     g = torch.Generator().manual_seed(seed)
-    (_, batch, elements), steps = of.latents.shape, len(of.rows)
+    (_, batch, elements), steps = state.latents.shape, len(state.rows)
 
     def back():
         return torch.randint(1, 6, (batch,), generator=g)
 
-    of.latents.copy_(torch.randn(of.latents.shape, generator=g))
-    of.history.copy_(torch.randn(of.history.shape, generator=g))
-    of.norms.copy_(torch.rand(of.norms.shape, generator=g, dtype=torch.float64) * elements)
+    state.latents.copy_(torch.randn(state.latents.shape, generator=g))
+    state.history.copy_(torch.randn(state.history.shape, generator=g))
+    state.norms.copy_(torch.rand(state.norms.shape, generator=g, dtype=torch.float64) * elements)
     for row, most in enumerate((steps + 1, 4, 6)):
-        of.progress[row] = torch.randint(0, most, (batch,), generator=g)
-    of.progress[3] = (of.progress[0] - back()).clamp(min=0)
-    of.progress[4] = (of.progress[3] - back()).clamp(min=0)
-    of.refreshed.copy_(torch.rand(of.refreshed.shape, generator=g) < 0.5)
-    if of.outputs is not None:
-        of.outputs.copy_(torch.randn(of.outputs.shape, generator=g))
-    of.model_output.copy_(outputs(of, 0, seed))
-    return of
+        state.progress[row] = torch.randint(0, most, (batch,), generator=g)
+    state.progress[3] = (state.progress[0] - back()).clamp(min=0)
+    state.progress[4] = (state.progress[3] - back()).clamp(min=0)
+    state.refreshed.copy_(torch.rand(state.refreshed.shape, generator=g) < 0.5)
+    if state.outputs is not None:
+        state.outputs.copy_(torch.randn(state.outputs.shape, generator=g))
+    state.model_output.copy_(outputs(state, 0, seed))
+    return state
 
 
 def clone(original):
@@ -158,24 +158,24 @@ def together(*works):
         raise failures[0]
 
 
-def outputs(of, tick, seed=0):
+def outputs(state, tick, seed=0):
     """A smooth network stand-in: differs by sample and step, so that decisions differ too."""
     g = torch.Generator().manual_seed(seed * 1000 + tick)
-    x = of.model_input.double()
+    x = state.model_input.double()
     rows = torch.arange(len(x), dtype=torch.float64)[:, None]
     rough = 0.02 * rows * torch.randn(x.shape, generator=g, dtype=torch.float64)
-    return (torch.tanh(x) + rough).to(of.model_output.dtype)
+    return (torch.tanh(x) + rough).to(state.model_output.dtype)
 
 
-def live(of):
+def live(state):
     """[., B, N]: the latents that a step from here on reads: what an advance must have written."""
-    criterion, _, _, stages = of.rule
+    criterion, _, _, stages = state.rule
     read = {THIRD_ORDER: 3 * stages, RELEASED: stages}.get(criterion, 1)
-    batch, back = torch.arange(of.latents.shape[1]), torch.arange(read)[:, None]
-    return of.latents[(of.index.long().cpu() - back) % len(of.latents), batch]
+    batch, back = torch.arange(state.latents.shape[1]), torch.arange(read)[:, None]
+    return state.latents[(state.index.long().cpu() - back) % len(state.latents), batch]
 
 
-def update_bound(of, fresh):
+def update_bound(state, fresh):
     """[B, N]: bound on |x_next - exact| for float32 arithmetic from the same float32 inputs.
 
     x_next is a sum of products; each term passes through a number of roundings, and the error is at
@@ -186,41 +186,41 @@ def update_bound(of, fresh):
     product and addition 2, product 1, additions 2, qs 1, addition 1, then C and the sum K + 2,
     which is K + 12. One more covers the second order.
     """
-    batch = of.latents.shape[1]
-    row = of.rows[of.index.clamp(max=len(of.rows) - 1).long()].double().abs()
+    batch = state.latents.shape[1]
+    row = state.rows[state.index.clamp(max=len(state.rows) - 1).long()].double().abs()
     p, q, A, S, _, _, u, w, ps, qs = (row[:, k, None] for k in range(SCALARS))
     C = row[:, SCALARS:]
-    m = of.model_output.double().abs()
+    m = state.model_output.double().abs()
     if len(m) == 2 * batch:
-        g = of.guidance_scale.double().abs()[:, None]
+        g = state.guidance_scale.double().abs()[:, None]
         m = m[:batch] + g * (m[batch:] + m[:batch])
-    here = of.index.long() % of.latents.shape[0]
-    x = of.latents[here, torch.arange(batch)].double().abs()
+    here = state.index.long() % state.latents.shape[0]
+    x = state.latents[here, torch.arange(batch)].double().abs()
     h, roundings = p * x + q * m, C.shape[1] + 8
-    if of.outputs is not None:
-        weights, old = kept(of)
+    if state.outputs is not None:
+        weights, old = kept(state)
         f, r, roundings = weights[:, :3].abs(), weights[:, 3:6].abs(), C.shape[1] + 13
         filled = ps * x + qs * torch.einsum("bk,kbn->bn", f, old.abs())
         e = u * x + w * m
         h = h + qs * (r[:, :1] * e + r[:, 1:2] * old[0].abs() + r[:, 2:] * old[1].abs())
-        h = torch.where(((of.progress[1] == 0) & fresh)[:, None], h, filled)
+        h = torch.where(((state.progress[1] == 0) & fresh)[:, None], h, filled)
     total = A * x + C[:, :1] * h
     if C.shape[1] > 1:
-        total += C[:, 1:].sum(1, keepdim=True) * of.history.double().nan_to_num().abs().amax(0)
+        total += C[:, 1:].sum(1, keepdim=True) * state.history.double().nan_to_num().abs().amax(0)
     # Box-Muller in float32: |z| < 6. Its angle, below 2 pi, is off by up to 2 EPS relative, its
     # cosine so by 13 EPS, and radius and product by 4 EPS more.
     total += 6 * S
     return (roundings * total + 17 * 6 * S) * EPS
 
 
-def kept(of):
+def kept(state):
     """The weights [B, 7] of every sample's step and its outputs [3, B, N], newest first."""
-    index, _, nfe, newest, before = of.progress.long()
-    size, batch = of.weights.shape[1], torch.arange(of.latents.shape[1])
+    index, _, nfe, newest, before = state.progress.long()
+    size, batch = state.weights.shape[1], torch.arange(state.latents.shape[1])
     gap = (index - newest).clamp(1, size) - 1
     previous = (newest - before).clamp(1, size) - 1
-    weights = of.weights[index.clamp(max=len(of.rows) - 1), gap, previous].double()
-    old = [of.outputs[(nfe - 1 - k) % OUTPUTS, batch].double() for k in range(OUTPUTS)]
+    weights = state.weights[index.clamp(max=len(state.rows) - 1), gap, previous].double()
+    old = [state.outputs[(nfe - 1 - k) % OUTPUTS, batch].double() for k in range(OUTPUTS)]
     there = [(nfe > k)[:, None] for k in range(OUTPUTS)]
     return weights, torch.stack(
         [torch.where(t, e, 0.0).nan_to_num() for t, e in zip(there, old, strict=True)]

@@ -37,30 +37,30 @@ def available() -> tuple[bool, str]:
 
 def step(*arguments, **named) -> None:
     """One solver update of every sample that does not wait for the network; see `ops.step`."""
-    given = _given(_STEP, arguments, named)
-    _run(given, [given["fresh"]])
+    values = _bind(_STEP, arguments, named)
+    _run(values, [values["fresh"]])
 
 
 def advance(*arguments, **named) -> None:
     """The whole run of every sample: `step` until every sample waits; see `ops.advance`."""
-    given = _given(_ADVANCE, arguments, named)
-    _run(given, [k == 0 for k in range(longest_run(given))])
+    values = _bind(_ADVANCE, arguments, named)
+    _run(values, [k == 0 for k in range(longest_run(values))])
 
 
-def longest_run(given: dict) -> int:
+def longest_run(values: dict) -> int:
     """Rows a sample can take on one network output: `longest_run` of csrc/core/decide.h."""
-    criterion, max_skip, steps = given["criterion"], given["max_skip"], given["rows"].shape[0]
+    criterion, max_skip, steps = values["criterion"], values["max_skip"], values["rows"].shape[0]
     if criterion == reference.RELEASED:
         max_skip = max(max_skip, 5)  # its guard wakes late
     skips = 0 if criterion == reference.NEVER else min(max_skip, steps)
-    return min((skips + 1) * given["stages"], steps)
+    return min((skips + 1) * values["stages"], steps)
 
 
-def _given(names: tuple[str, ...], arguments: tuple, named: dict) -> dict:
-    given = {"condition": None, **dict(zip(names, arguments, strict=False)), **named}
-    if len(arguments) > len(names) or given.keys() != set(names):
+def _bind(names: tuple[str, ...], arguments: tuple, named: dict) -> dict:
+    values = {"condition": None, **dict(zip(names, arguments, strict=False)), **named}
+    if len(arguments) > len(names) or values.keys() != set(names):
         raise TypeError(f"the arguments are {', '.join(names)}")
-    return given
+    return values
 
 
 @functools.cache
@@ -70,35 +70,35 @@ def kernel():
     return step_kernel
 
 
-def _run(given: dict, fresh: list[bool]) -> None:
-    if given["condition"] is not None:
+def _run(values: dict, fresh: list[bool]) -> None:
+    if values["condition"] is not None:
         raise RuntimeError("condition needs the CUDA library")
-    _check(given)
-    latents, weights, run_cost = given["latents"], given["weights"], given["run_cost"]
+    _check(values)
+    latents, weights, run_cost = values["latents"], values["weights"], values["run_cost"]
     R, B, N = latents.shape
-    T, width = given["rows"].shape
+    T, width = values["rows"].shape
     if B == 0 or N == 0:
         # Nothing to launch on, but samples of no elements take their steps.
         for first in fresh:
-            reference.step(*({**given, "fresh": first}[name] for name in _STEP))
+            reference.step(*({**values, "fresh": first}[name] for name in _STEP))
         return
     pieces = -(-N // BLOCK)
     sizes = (
         *(R, B, N, T, 0 if weights is None else weights.shape[1]),
-        *(0 if run_cost is None else run_cost.shape[2], pieces, given["workspace"].stride(0)),
-        *(min(given[name], LARGEST) for name in ("max_skip", "warmup")),
+        *(0 if run_cost is None else run_cost.shape[2], pieces, values["workspace"].stride(0)),
+        *(min(values[name], LARGEST) for name in ("max_skip", "warmup")),
     )
     constants = {
         "K": width - SCALARS,
-        "CRITERION": given["criterion"],
-        "STAGES": given["stages"],
-        "GUIDED": given["model_output"].shape[0] == 2 * B,
-        "BATCH_WIDE": given["batch_wide"],
+        "CRITERION": values["criterion"],
+        "STAGES": values["stages"],
+        "GUIDED": values["model_output"].shape[0] == 2 * B,
+        "BATCH_WIDE": values["batch_wide"],
         "BLOCK": BLOCK,
         "enable_fp_fusion": False,  # an element has one value on every device: csrc/core/step.h
     }
     launch = kernel()[(pieces * B,)]
-    tensors = [given[name] for name in _TENSORS]
+    tensors = [values[name] for name in _TENSORS]
     with torch.accelerator.device_index(latents.device.index):
         for first in fresh:
             launch(*tensors, *sizes, int(first), **constants)
@@ -113,13 +113,13 @@ def _name(*dtypes: torch.dtype) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _check(given: dict) -> None:
+def _check(values: dict) -> None:
     """Raises what csrc/op/check.h raises, in its words; text is put together only to be said."""
-    if reason := _wrong_rule(given) or _wrong_size(given):
+    if reason := _wrong_rule(values) or _wrong_size(values):
         raise RuntimeError(reason)
-    device = given["latents"].device
-    for name, (dtypes, shape) in _expected(given).items():
-        tensor = given[name]
+    device = values["latents"].device
+    for name, (dtypes, shape) in _expected(values).items():
+        tensor = values[name]
         if tensor.dtype not in dtypes:
             reason = f"be {_name(*dtypes)}, got {_name(tensor.dtype)}"
         elif tensor.shape != shape:
@@ -131,11 +131,11 @@ def _check(given: dict) -> None:
         else:
             continue
         raise RuntimeError(f"{name} must {reason}")
-    _check_apart(given)
+    _check_apart(values)
 
 
-def _wrong_rule(given: dict) -> str | None:
-    criterion, outputs = given["criterion"], given["outputs"]
+def _wrong_rule(values: dict) -> str | None:
+    criterion, outputs = values["criterion"], values["outputs"]
     if not reference.NEVER <= criterion <= reference.PLAN:
         return f"criterion must be 0 to {reference.PLAN}, got {criterion}"
     least = {reference.THIRD_ORDER: 3, reference.RELEASED: 4, reference.DEFECT: 3}.get(criterion, 1)
@@ -144,20 +144,20 @@ def _wrong_rule(given: dict) -> str | None:
         ("stages", 1, ""),
         ("warmup", least, " for this criterion"),
     ):
-        if given[name] < lowest:
-            return f"{name} must be at least {lowest}{which}, got {given[name]}"
-    if (outputs is None) != (given["weights"] is None):
+        if values[name] < lowest:
+            return f"{name} must be at least {lowest}{which}, got {values[name]}"
+    if (outputs is None) != (values["weights"] is None):
         return "outputs and weights must be given together"
     decides = criterion in (reference.DEFECT, reference.PLAN)
-    if decides and (outputs is None or given["run_cost"] is None):
+    if decides and (outputs is None or values["run_cost"] is None):
         return "outputs, weights and run_cost must be given for this criterion"
     return None
 
 
-def _wrong_size(given: dict) -> str | None:
+def _wrong_size(values: dict) -> str | None:
     """What is wrong with the tensors that the shapes of the others follow from."""
-    latents, rows, output = given["latents"], given["rows"], given["model_output"]
-    weights, run_cost, workspace = given["weights"], given["run_cost"], given["workspace"]
+    latents, rows, output = values["latents"], values["rows"], values["model_output"]
+    weights, run_cost, workspace = values["weights"], values["run_cost"], values["workspace"]
     if latents.dim() != 3:
         return f"latents must have 3 dimensions [R, B, N], got {latents.dim()}"
     if rows.dim() != 2 or not len(rows) or not 1 <= rows.shape[1] - SCALARS <= MAX_HISTORY:
@@ -165,7 +165,7 @@ def _wrong_size(given: dict) -> str | None:
         return f"rows must have shape {shape}, got {_text(rows.shape)}"
     if output.dim() != 2:
         return f"model_output must have 2 dimensions, got {output.dim()}"
-    (R, B, N), n, least = latents.shape, output.shape[0], 3 * given["stages"] + 1
+    (R, B, N), n, least = latents.shape, output.shape[0], 3 * values["stages"] + 1
     if least > R:
         return f"latents must hold at least {least} steps, got {R}"
     if n not in (B, 2 * B):
@@ -173,8 +173,8 @@ def _wrong_size(given: dict) -> str | None:
     if weights is not None and (weights.dim() != 4 or not weights.shape[1]):
         shape = f"[T, G, G, {WEIGHTS}] with G >= 1"
         return f"weights must have shape {shape}, got {_text(weights.shape)}"
-    used = weights is not None and run_cost is not None
-    if used and (run_cost.dim() != 3 or not run_cost.shape[2]):
+    both = weights is not None and run_cost is not None
+    if both and (run_cost.dim() != 3 or not run_cost.shape[2]):
         return f"run_cost must have shape [T, G, Q] with Q >= 1, got {_text(run_cost.shape)}"
     pieces = -(-N // PIECE)
     if workspace is None or workspace.dim() != 3 or workspace.shape[1] <= pieces:
@@ -183,10 +183,10 @@ def _wrong_size(given: dict) -> str | None:
     return None
 
 
-def _expected(given: dict) -> dict[str, tuple]:
+def _expected(values: dict) -> dict[str, tuple]:
     """(dtypes, shape) of every tensor that is given and used."""
-    (R, B, N), (T, width) = given["latents"].shape, given["rows"].shape
-    n, K = given["model_output"].shape[0], width - SCALARS
+    (R, B, N), (T, width) = values["latents"].shape, values["rows"].shape
+    n, K = values["model_output"].shape[0], width - SCALARS
     expected = {
         "latents": (_FLOAT, (R, B, N)),
         "history": (_FLOAT, (K - 1, B, N)),
@@ -196,29 +196,29 @@ def _expected(given: dict) -> dict[str, tuple]:
         "norms": ((torch.float64,), (B, 2)),
         "refreshed": ((torch.bool,), (T, B)),
         "score": (_FLOAT, (T, B)),
-        "workspace": ((torch.float64,), (B, given["workspace"].shape[1], SUMS)),
+        "workspace": ((torch.float64,), (B, values["workspace"].shape[1], SUMS)),
         "model_output": (_NETWORK, (n, N)),
         "guidance_scale": (_FLOAT, (B,)),
         "threshold": (_FLOAT, (B,)),
         "rows": (_FLOAT, (T, width)),
         "seed": ((torch.int64,), (B,)),
     }
-    if given["weights"] is not None:
-        G = given["weights"].shape[1]
+    if values["weights"] is not None:
+        G = values["weights"].shape[1]
         expected["outputs"] = _FLOAT, (reference.OUTPUTS, B, N)
         expected["weights"] = _FLOAT, (T, G, G, WEIGHTS)
-        if given["run_cost"] is not None:
-            expected["run_cost"] = _FLOAT, (T, G, given["run_cost"].shape[2])
-    if given["noise"] is not None:
+        if values["run_cost"] is not None:
+            expected["run_cost"] = _FLOAT, (T, G, values["run_cost"].shape[2])
+    if values["noise"] is not None:
         expected["noise"] = _FLOAT, (T, B, N)
     return expected
 
 
-def _check_apart(given: dict) -> None:
+def _check_apart(values: dict) -> None:
     """A written buffer may share no byte with any other argument."""
     extents = []
     for name in _TENSORS:
-        if (tensor := given[name]) is not None:
+        if (tensor := values[name]) is not None:
             begin = tensor.data_ptr()
             extents.append((begin, begin + tensor.nbytes, name))
     furthest = 0

@@ -77,9 +77,9 @@ CASES = [
 
 
 def scheduler() -> diffusers.DDIMScheduler:
-    made = diffusers.DDIMScheduler(clip_sample=False)
-    made.set_timesteps(STEPS)
-    return made
+    ddim = diffusers.DDIMScheduler(clip_sample=False)
+    ddim.set_timesteps(STEPS)
+    return ddim
 
 
 @functools.lru_cache(maxsize=1)

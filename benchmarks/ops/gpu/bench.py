@@ -58,32 +58,32 @@ def compiled_op(case: Case, lanes: list[Lane]) -> Op:
 
 def triton_op(case: Case, lanes: list[Lane]) -> Op:
     module = importlib.import_module("adaptive_kernels.ops.triton.launch")
-    made = Op(case, lanes, getattr(module, case.op))
+    op = Op(case, lanes, getattr(module, case.op))
     # `advance` in Triton is a launch per step; a graph shows what that costs.
-    made.hows = ("graph", "calls")
-    return made
+    op.hows = ("graph", "calls")
+    return op
 
 
 def implementations(device: str) -> dict[str, Callable[[Case, list[Lane]], Runner]]:
-    made = {"ours": compiled_op, "eager": eager, "copy": Copy}
+    runners = {"ours": compiled_op, "eager": eager, "copy": Copy}
     if device == "cuda":
         if importlib.util.find_spec("adaptive_kernels.ops.triton.launch"):
-            made["triton"] = triton_op
-        made |= {"compiled": Compiled, "captured": Captured}
-    return made
+            runners["triton"] = triton_op
+        runners |= {"compiled": Compiled, "captured": Captured}
+    return runners
 
 
-def time_one(runner: Runner, how: str, of: Clock, seconds: float) -> dict:
+def time_one(runner: Runner, how: str, clock: Clock, seconds: float) -> dict:
     """A runner's time by one of its hows."""
     ks, launches = list(range(runner.calls)), 1
     call, calls = runner, runner.calls
     if how == "graph":
-        graph = of.capture(functools.partial(in_turn, runner, ks))
+        graph = clock.capture(functools.partial(in_turn, runner, ks))
         call, calls, launches = (lambda k: graph()), 1, len(ks)
     elif how == "graph of one":
-        graph = of.capture(functools.partial(runner, 0))
+        graph = clock.capture(functools.partial(runner, 0))
         call, ks = (lambda k: graph()), [0] * len(ks)
-    timing = of.measure(call, calls, launches=launches, reset=runner.reset, seconds=seconds)
+    timing = clock.measure(call, calls, launches=launches, reset=runner.reset, seconds=seconds)
     runner.verify(ks)
     return timing._asdict()
 
@@ -93,25 +93,25 @@ def in_turn(runner: Runner, ks: list[int]) -> None:
         runner(k)
 
 
-def measure(case: Case, of: Clock, seconds: float, made: dict[str, Callable]) -> list[dict]:
+def measure(case: Case, clock: Clock, seconds: float, runners: dict[str, Callable]) -> list[dict]:
     """A row of results for every implementation and how; rows of what failed have an error."""
-    count = case.lanes(of.cache_bytes)
-    lanes = [lane(case, of.device, seed) for seed in range(count)]
+    count = case.lanes(clock.cache_bytes)
+    lanes = [lane(case, clock.device, seed) for seed in range(count)]
     right = expected(case, lanes[0])
     facts = {**case.facts(), "lanes": count, "data": "L2" if count == 1 else "device memory"}
     rows = []
-    for name, make in made.items():
+    for name, make in runners.items():
         row = {**facts, "implementation": name, "how": None}
         try:
             runner = make(case, lanes)
             runner.reset()
             runner(0)
-            of.wait()
+            clock.wait()
             if (result := runner.result()) is not None:
                 verify(case, lanes[0], right, result, eager=name == "eager")
             for how in runner.hows:
                 row["how"] = how
-                timing = time_one(runner, how, of, seconds)
+                timing = time_one(runner, how, clock, seconds)
                 rate = case.bytes_moved / timing["us"] / 1e3
                 rows.append({**row, **timing, "GB_per_s": rate, "note": runner.note})
         except Exception as error:
@@ -122,12 +122,12 @@ def measure(case: Case, of: Clock, seconds: float, made: dict[str, Callable]) ->
 def run(options: argparse.Namespace) -> dict:
     """Everything that is timed, written to options.out after every case."""
     began = time.perf_counter()
-    of = clock(options.device)
+    timer = clock(options.device)
     planned = cases(TINY if options.tiny else SIZES)
     report = {
         "device": options.device,
         "words": WORDS,
-        "cache_bytes": of.cache_bytes,
+        "cache_bytes": timer.cache_bytes,
         "ceilings": None,
         "cases": [case.facts() for case in planned],
         "rows": [],
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> dict:
 
     write()
     try:
-        report["ceilings"] = ceilings(of, 1 << 20 if options.tiny else 1 << 30)
+        report["ceilings"] = ceilings(timer, 1 << 20 if options.tiny else 1 << 30)
         print(json.dumps(report["ceilings"]), flush=True)
     except Exception as error:
         report["failed"].append(f"ceilings: {type(error).__name__}: {error}")
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> dict:
         if start + longest > began + options.seconds:
             break
         try:
-            rows = measure(case, of, options.each, implementations(options.device))
+            rows = measure(case, timer, options.each, implementations(options.device))
         except Exception as error:
             rows = []
             report["failed"].append(f"{case}: {type(error).__name__}: {error}")
@@ -172,8 +172,8 @@ def say(case: Case, rows: list[dict], seconds: float) -> None:
     print(f"{case} ({case.bytes_moved / 1e6:.2f} MB), at {seconds:.0f} s", flush=True)
     for row in rows:
         how = f"{row['implementation']}, {row['how']}"
-        told = row.get("error") or f"{row['us']:10.2f} us {row['GB_per_s']:9.1f} GB/s"
-        print(f"    {how:<20} {told}", flush=True)
+        text = row.get("error") or f"{row['us']:10.2f} us {row['GB_per_s']:9.1f} GB/s"
+        print(f"    {how:<20} {text}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -203,19 +203,19 @@ def lane(case: Case, device: str, seed: int = 0) -> Lane:
         x = x + slope + 0.002 * normal(batch)
     place = torch.tensor([START, 0, NFE, START - RUN, START - 2 * RUN], dtype=torch.int32)
     state.progress.copy_(place[:, None].expand(-1, batch))
-    made = Lane(state, [])
+    start = Lane(state, [])
     for back in (0, 1):
-        change = made.latents(back).double() - made.latents(back + 1).double()
+        change = start.latents(back).double() - start.latents(back + 1).double()
         state.norms[:, back] = change.square().sum(1)
     output = normal(len(state.model_output))
     if state.outputs is not None:
         state.outputs.fill_(torch.nan)
         state.norms.fill_(0.01)
         for back in (0, 1):
-            made.kept(back).copy_(output[:batch] + 0.05 * normal(batch))
+            start.kept(back).copy_(output[:batch] + 0.05 * normal(batch))
     for _ in range(MODEL_OUTPUTS):
-        made.model_outputs.append((output + 0.05 * normal(len(output))).to(case.dtype))
-    return made
+        start.model_outputs.append((output + 0.05 * normal(len(output))).to(case.dtype))
+    return start
 
 
 def clone(state: State) -> State:

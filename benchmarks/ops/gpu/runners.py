@@ -101,9 +101,9 @@ class Copy(Runner):
     def __init__(self, case: Case, lanes: list[Lane]):
         super().__init__(case, lanes)
         device = lanes[0].state.latents.device
-        each = (case.bytes_moved + 1) // 2
+        half = (case.bytes_moved + 1) // 2
         self.sources = [
-            torch.randint(256, (each,), dtype=torch.uint8, device=device) for _ in lanes
+            torch.randint(256, (half,), dtype=torch.uint8, device=device) for _ in lanes
         ]
         self.targets = [torch.zeros_like(source) for source in self.sources]
 

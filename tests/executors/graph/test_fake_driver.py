@@ -23,22 +23,22 @@ class Raw:
     def __init__(self):
         self.fake = FakeDriver()
         assert self.fake.call("cuInit", 0) == 0
-        self.context = self.made("cuCtxGetCurrent")
+        self.context = self.created("cuCtxGetCurrent")
 
-    def made(self, function, *arguments):
+    def created(self, function, *arguments):
         out = ctypes.c_uint64()
         error = self.fake.call(function, ctypes.byref(out), *arguments)
         assert bool(error) == (out.value == 0), "a handle is written only for what was made"
         return out.value or None
 
     def handle(self, graph, flags=ASSIGN_DEFAULT):
-        return self.made("cuGraphConditionalHandleCreate", graph, self.context, 1, flags)
+        return self.created("cuGraphConditionalHandleCreate", graph, self.context, 1, flags)
 
     def loop(self, graph, handle):
         """The body of a WHILE node added to the graph."""
         fields = (CONDITIONAL, handle, WHILE, 1, 0, self.context)
         params = ctypes.create_string_buffer(struct.pack("i12xQiIQQ", *fields), 256)
-        node = self.made("cuGraphAddNode", graph, None, 0, params)
+        node = self.created("cuGraphAddNode", graph, None, 0, params)
         bodies = struct.unpack_from("Q", params.raw, 32)[0]
         assert bool(node) == bool(bodies), "the bodies are written only with the node"
         return ctypes.c_uint64.from_address(bodies).value if node else None
@@ -49,7 +49,7 @@ class Raw:
         return graph, self.loop(graph, self.handle(graph, flags))
 
     def instantiate(self, graph):
-        return self.made("cuGraphInstantiateWithParams", graph, (ctypes.c_uint64 * 4)())
+        return self.created("cuGraphInstantiateWithParams", graph, (ctypes.c_uint64 * 4)())
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_what_was_destroyed_is_not_used_again(raw):
 def test_a_dependency_is_in_the_same_graph(raw):
     one, other = raw.fake.graph(), raw.fake.graph()
     before = (ctypes.c_uint64 * 2)(*[raw.fake.node(one, 5)] * 2)
-    assert raw.made("cuGraphAddChildGraphNode", one, before, 1, other)
-    assert raw.made("cuGraphAddChildGraphNode", one, before, 2, other) is None
-    assert raw.made("cuGraphAddChildGraphNode", other, before, 1, raw.fake.graph()) is None
+    assert raw.created("cuGraphAddChildGraphNode", one, before, 1, other)
+    assert raw.created("cuGraphAddChildGraphNode", one, before, 2, other) is None
+    assert raw.created("cuGraphAddChildGraphNode", other, before, 1, raw.fake.graph()) is None
     assert raw.fake.faults() == "a dependency twice\na dependency in another graph\n"
 
 
@@ -104,7 +104,7 @@ def test_a_graph_with_a_loop_is_instantiated_once_and_no_child(raw):
     assert raw.instantiate(graph) is None
     assert raw.fake.call("cuGraphExecDestroy", execution) == 0
     assert raw.instantiate(graph)
-    assert raw.made("cuGraphAddChildGraphNode", raw.fake.graph(), None, 0, graph) is None
+    assert raw.created("cuGraphAddChildGraphNode", raw.fake.graph(), None, 0, graph) is None
 
 
 def test_a_body_holds_nothing_forbidden_at_any_depth(raw):

@@ -40,12 +40,12 @@ def cls(request):
     return IMPLEMENTATIONS[request.param]
 
 
-def on_gpu(of, cls=State):
+def on_gpu(state, cls=State):
     moved = {
         name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
-        for name, value in vars(of).items()
+        for name, value in vars(state).items()
     }
-    shape = ops.workspace_shape(*of.latents.shape[1:])
+    shape = ops.workspace_shape(*state.latents.shape[1:])
     moved["workspace"] = torch.zeros(shape, dtype=torch.float64, device=DEVICE)
     return cls(**moved)
 
@@ -61,10 +61,10 @@ def assert_same(one, other, but=("workspace",)):
             assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), name
 
 
-def fed(of, tick):
+def fed(state, tick):
     """Writes the network stand-in's output; `of` and its copies elsewhere get the same."""
-    cpu = problems.clone(State(**vars(of)))
-    cpu.model_input, cpu.model_output = of.model_input.cpu(), of.model_output.cpu()
+    cpu = problems.clone(State(**vars(state)))
+    cpu.model_input, cpu.model_output = state.model_input.cpu(), state.model_output.cpu()
     return problems.outputs(cpu, tick)
 
 
@@ -81,11 +81,11 @@ def test_advance_has_the_bits_of_the_cpu(cls, rule, dtype, granularity):
         for stages in (1, 2):
             # A solver that adds noise has no repair.
             stochastic = rule in problems.REUSE or ("repair" not in rule and elements == 17)
-            solver = problems.table(14, 3, stages, stochastic, seed=elements)
-            config = problems.config(rule, solver, 0.6, 3, granularity, elements)
-            cpu = problems.state(solver, 3, elements, config, True, dtype, seed=elements)
+            table = problems.table(14, 3, stages, stochastic, seed=elements)
+            config = problems.config(rule, table, 0.6, 3, granularity, elements)
+            cpu = problems.state(table, 3, elements, config, True, dtype, seed=elements)
             gpu = on_gpu(cpu, cls)
-            while bool((cpu.index < solver.num_steps).any()):
+            while bool((cpu.index < table.num_steps).any()):
                 output = problems.outputs(cpu, int(cpu.index.sum()))
                 cpu.model_output.copy_(output)
                 gpu.model_output.copy_(output)
@@ -107,9 +107,9 @@ def test_advance_is_step_repeated(cls, rule):
     shapes = [(1, 65536), (70, 20480), (1, 2_000_008), (1, 8_000_000), (300, 2048), (3, 4099)]
     cases = [(*shape, 2, 4) for shape in shapes] + [(2, 4096, 4, 4), (2, 4096, 2, 9)]
     for batch, elements, history, max_skip in cases:
-        solver = problems.table(11, history, stochastic="repair" not in rule)
-        config = problems.config(rule, solver, 0.6, max_skip)
-        one = on_gpu(problems.state(solver, batch, elements, config), cls)
+        table = problems.table(11, history, stochastic="repair" not in rule)
+        config = problems.config(rule, table, 0.6, max_skip)
+        one = on_gpu(problems.state(table, batch, elements, config), cls)
         if history == 4:
             one.noise = torch.randn(11, batch, elements, device=DEVICE)
         many = problems.clone(one)
@@ -124,29 +124,29 @@ def test_advance_is_step_repeated(cls, rule):
 
 
 def test_buffers_are_views_and_nothing_beside_them_is_touched(cls):
-    solver = problems.table(6, 3)
-    config = problems.config("defect", solver)
+    table = problems.table(6, 3)
+    config = problems.config("defect", table)
     for elements in (1, 7, 8, 2049, 20480):
-        of = on_gpu(problems.state(solver, 2, elements, config, True, torch.float16), cls)
-        plain, guards = problems.clone(of), []
+        state = on_gpu(problems.state(table, 2, elements, config, True, torch.float16), cls)
+        plain, guards = problems.clone(state), []
         for name in (
             *("latents", "history", "model_input", "timestep", "progress", "norms"),
             *("refreshed", "score", "outputs", "workspace"),
         ):
-            value = getattr(of, name)
+            value = getattr(state, name)
             # 33: no written row stands on a 16-byte boundary but the workspace's.
             room = torch.full((value.numel() + 66,), 77, device=DEVICE).to(value.dtype)
             inside = room[33:-33].view(value.shape).copy_(value)
-            setattr(of, name, inside)
+            setattr(state, name, inside)
             guards.append((room, room[:33].clone(), room[-33:].clone()))
         for tick in range(6):
             output = fed(plain, tick)
-            for each in (plain, of):
-                each.model_output.copy_(output)
-                each.advance()
+            for buffers in (plain, state):
+                buffers.model_output.copy_(output)
+                buffers.advance()
         # Triton adds in another order where rows stand elsewhere.
-        assert_same(plain, of, ("workspace", "norms", "score"))
-        assert torch.allclose(plain.norms, of.norms, rtol=1e-4, atol=1e-6)
+        assert_same(plain, state, ("workspace", "norms", "score"))
+        assert torch.allclose(plain.norms, state.norms, rtol=1e-4, atol=1e-6)
         for room, head, tail in guards:
             assert torch.equal(room[:33], head)
             assert torch.equal(room[-33:], tail)
@@ -157,9 +157,9 @@ def test_more_than_two_to_the_31_elements(cls):
     elements, last = 2**29 + 4096, 4096
     if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GB of free device memory")
-    solver = problems.table(6, 2)
+    table = problems.table(6, 2)
     config = AdaptiveConfig(max_skip=1, criterion="every(2)")
-    small = on_gpu(problems.state(solver, 1, last, config, dtype=torch.bfloat16), cls)
+    small = on_gpu(problems.state(table, 1, last, config, dtype=torch.bfloat16), cls)
     huge = problems.clone(small)
     for name in ("latents", "history", "model_input", "model_output"):
         part = getattr(small, name)
@@ -180,27 +180,27 @@ def test_more_than_two_to_the_31_elements(cls):
         assert torch.equal(problems.live(small), problems.live(huge)[..., -last:])
 
 
-def three(of):
+def three(state):
     for _ in range(3):
-        of.advance()
-    return of
+        state.advance()
+    return state
 
 
 def start(rule, cls, elements=70008, batch=4):
-    solver = problems.table(10, 2)
-    config = problems.config(rule, solver, 0.6)
-    of = on_gpu(problems.state(solver, batch, elements, config, True), cls)
-    of.model_output.normal_(generator=torch.Generator(DEVICE).manual_seed(0))
-    return of
+    table = problems.table(10, 2)
+    config = problems.config(rule, table, 0.6)
+    state = on_gpu(problems.state(table, batch, elements, config, True), cls)
+    state.model_output.normal_(generator=torch.Generator(DEVICE).manual_seed(0))
+    return state
 
 
 @pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
 def test_bitwise_the_same_in_a_hundred_runs_and_inside_a_graph(cls, rule):
-    of = start(rule, cls)
-    first = three(problems.clone(of))
+    state = start(rule, cls)
+    first = three(problems.clone(state))
     for _ in range(99):
-        assert_same(first, three(problems.clone(of)))
-    captured = problems.clone(of)
+        assert_same(first, three(problems.clone(state)))
+    captured = problems.clone(state)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         three(captured)
@@ -211,12 +211,12 @@ def test_bitwise_the_same_in_a_hundred_runs_and_inside_a_graph(cls, rule):
 @pytest.mark.parametrize("rule", ["third_order", "defect"])
 def test_two_streams_and_two_threads(cls, rule):
     """States have their own workspace: what runs beside them does not change a bit."""
-    of = [start(rule, cls, elements) for elements in (70008, 4104)]
-    expected = [three(problems.clone(one)) for one in of]
+    state = [start(rule, cls, elements) for elements in (70008, 4104)]
+    expected = [three(problems.clone(one)) for one in state]
     torch.cuda.synchronize()
-    streams = [torch.cuda.Stream() for _ in of]
+    streams = [torch.cuda.Stream() for _ in state]
     for _ in range(20):
-        both = [problems.clone(one) for one in of]
+        both = [problems.clone(one) for one in state]
         torch.cuda.synchronize()
         for _ in range(3):
             for one, stream in zip(both, streams, strict=True):
@@ -235,32 +235,32 @@ def test_two_streams_and_two_threads(cls, rule):
                 assert_same(fresh, right)
 
     problems.together(
-        *(functools.partial(run, *each) for each in zip(of, streams, expected, strict=True))
+        *(functools.partial(run, *job) for job in zip(state, streams, expected, strict=True))
     )
 
 
 @pytest.mark.parametrize("rule", ["third_order", "defect", "plan"])
 def test_nothing_synchronises(cls, rule):
-    of = start(rule, cls, 5000)
-    three(problems.clone(of))
+    state = start(rule, cls, 5000)
+    three(problems.clone(state))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            of.advance()
-            of.step(True)
+            state.advance()
+            state.step(True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_whole_sampling_never_synchronises(cls):
     """Network and advance until the last sample ends; finished samples stand still meanwhile."""
-    solver = problems.table(12, 2)
-    config = problems.config("defect", solver, 1.0)
-    of = on_gpu(problems.state(solver, 3, 4096, config), cls)
-    expected = problems.clone(of)
+    table = problems.table(12, 2)
+    config = problems.config("defect", table, 1.0)
+    state = on_gpu(problems.state(table, 3, 4096, config), cls)
+    expected = problems.clone(state)
     network = torch.nn.Linear(4096, 4096).to(DEVICE).requires_grad_(False)
-    network(of.model_input)
+    network(state.model_input)
 
     def sample(state):
         for _ in range(12):
@@ -271,20 +271,20 @@ def test_a_whole_sampling_never_synchronises(cls):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sample(of)
+        sample(state)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert of.index.tolist() == [12, 12, 12]
-    assert int(of.nfe.max()) < 12
-    assert_same(of, expected)
+    assert state.index.tolist() == [12, 12, 12]
+    assert int(state.nfe.max()) < 12
+    assert_same(state, expected)
 
 
 def test_nan_in_one_sample_leaves_the_others(cls):
     clean = start("third_order", cls)
     sick = problems.clone(clean)
     sick.model_output[1, 5] = torch.nan
-    for of in (clean, sick):
-        three(of)
+    for state in (clean, sick):
+        three(state)
     others = [0, 2, 3]
     assert torch.equal(clean.current()[others], sick.current()[others])
     assert bool(sick.refreshed[:3, 1].all())
@@ -292,9 +292,9 @@ def test_nan_in_one_sample_leaves_the_others(cls):
 
 @pytest.mark.parametrize("rule", ["third_order", "defect"])
 def test_opcheck(rule):
-    of = on_gpu(problems.ready(rule, guided=True))
-    torch.library.opcheck(ops.step, (*of.arguments(), True))
-    torch.library.opcheck(ops.advance, of.arguments())
+    state = on_gpu(problems.ready(rule, guided=True))
+    torch.library.opcheck(ops.step, (*state.arguments(), True))
+    torch.library.opcheck(ops.advance, state.arguments())
 
 
 @pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
@@ -306,9 +306,9 @@ def test_a_compiled_network_with_step_has_no_graph_break(rule, mode):
     eager = on_gpu(problems.ready(rule, 2.0))
     compiled = problems.clone(eager)
 
-    def tick(of):
-        of.model_output.copy_(network(of.model_input).tanh())
-        of.advance()
+    def tick(state):
+        state.model_output.copy_(network(state.model_input).tanh())
+        state.advance()
 
     compiled_tick = torch.compile(tick, fullgraph=True, mode=mode)
     for _ in range(4):
@@ -319,18 +319,18 @@ def test_a_compiled_network_with_step_has_no_graph_break(rule, mode):
 
 
 def test_tensors_of_another_device_are_refused_by_name():
-    of = on_gpu(problems.state(problems.table(10, 2), 2, 50))
-    of.threshold = of.threshold.cpu()
+    state = on_gpu(problems.state(problems.table(10, 2), 2, 50))
+    state.threshold = state.threshold.cpu()
     with pytest.raises(RuntimeError, match="threshold must be on cuda:0 as latents is"):
-        of.advance()
+        state.advance()
     for name in ("outputs", "weights", "run_cost", "workspace"):
-        of = on_gpu(
+        state = on_gpu(
             problems.state(problems.table(10, 2), 2, 50, AdaptiveConfig(criterion="defect"))
         )
-        setattr(of, name, getattr(of, name).cpu())
+        setattr(state, name, getattr(state, name).cpu())
         with pytest.raises(RuntimeError, match=f"{name} must be on cuda:0 as latents is"):
-            of.advance()
-    of = on_gpu(problems.state(problems.table(10, 2), 2, 50))
-    of.workspace = None
+            state.advance()
+    state = on_gpu(problems.state(problems.table(10, 2), 2, 50))
+    state.workspace = None
     with pytest.raises(RuntimeError, match="workspace must be given on a GPU"):
-        of.advance()
+        state.advance()

@@ -38,27 +38,27 @@ def assert_same(one, other, what=""):
             assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), (what, name)
 
 
-def assert_idle(of):
+def assert_idle(state):
     """The workspace is ready for the next launch: every counter but the barrier's round is zero."""
-    counters = of.workspace[:, 0].contiguous().view(torch.int32).view(len(of.workspace), -1)
+    counters = state.workspace[:, 0].contiguous().view(torch.int32).view(len(state.workspace), -1)
     assert not bool(counters[:, [0, 1, 3, 4]].any()), counters[:, :6]
     # An error left behind would be raised by the next kernel of somebody else.
     assert emulated.counters()["error"] == 0
 
 
-def sampled(of, seed=0, verb="advance"):
+def sampled(state, seed=0, verb="advance"):
     """Samples to the end; yields after every tick."""
     tick = 0
-    while bool((of.index < len(of.rows)).any()):
-        of.model_output.copy_(problems.outputs(of, tick, seed))
+    while bool((state.index < len(state.rows)).any()):
+        state.model_output.copy_(problems.outputs(state, tick, seed))
         if verb == "advance":
-            of.advance()
+            state.advance()
         else:
-            of.step(True)
-            while bool((of.progress[1] > 0).any()):
-                of.step(False)
+            state.step(True)
+            while bool((state.progress[1] > 0).any()):
+                state.step(False)
         tick += 1
-        yield of
+        yield state
 
 
 @settings(max_examples=120)
@@ -90,22 +90,22 @@ def test_step_equals_reference_and_has_the_bits_of_the_cpu(
     order,
     seed,
 ):
-    solver = problems.table(7 if stages == 1 else 13, history, stages, stochastic, seed)
-    config = problems.config(rule, solver, 0.6, granularity=granularity, seed=seed)
-    of = emulated.state(solver, batch, elements, config, guided, dtype, seed)
+    table = problems.table(7 if stages == 1 else 13, history, stages, stochastic, seed)
+    config = problems.config(rule, table, 0.6, granularity=granularity, seed=seed)
+    state = emulated.state(table, batch, elements, config, guided, dtype, seed)
     emulated.set_device(*device, order=order, seed=seed)
-    while bool((of.index < solver.num_steps).any()):
-        of.model_output.copy_(problems.outputs(of, int(of.index.sum()), seed))
+    while bool((state.index < table.num_steps).any()):
+        state.model_output.copy_(problems.outputs(state, int(state.index.sum()), seed))
         for fresh in (True, False):
-            cpu = problems.clone(State(**vars(of)))
-            expected, _ = assert_step_agrees(of, fresh)
+            cpu = problems.clone(State(**vars(state)))
+            expected, _ = assert_step_agrees(state, fresh)
             atol = 1e-6 if rule == "defect" else 1e-8
-            assert torch.allclose(of.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
-            assert_idle(of)
+            assert torch.allclose(state.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
+            assert_idle(state)
             cpu.step(fresh)
             # Sums are added in another order; all else is the same arithmetic.
-            cpu.norms, cpu.score = of.norms, of.score
-            assert_same(of, cpu)
+            cpu.norms, cpu.score = state.norms, state.score
+            assert_same(state, cpu)
 
 
 @given(
@@ -121,25 +121,25 @@ def test_step_equals_reference_and_has_the_bits_of_the_cpu(
 def test_samples_at_different_steps(rule, batch, elements, history, verb, order, seed, fresh):
     """A batch in the middle of everything: other steps, runs, finished and impossible samples."""
     steps = 11
-    solver = problems.table(steps, history, seed=seed)
-    config = problems.config(rule, solver, threshold=0.5, max_skip=2, seed=seed)
-    of = problems.midway(emulated.state(solver, batch, elements, config, seed=seed), seed)
+    table = problems.table(steps, history, seed=seed)
+    config = problems.config(rule, table, threshold=0.5, max_skip=2, seed=seed)
+    state = problems.midway(emulated.state(table, batch, elements, config, seed=seed), seed)
     emulated.set_device(2, 3, order=order, seed=seed)
     if verb == "step":
-        before = problems.clone(of)
-        assert_step_agrees(of, fresh)
+        before = problems.clone(state)
+        assert_step_agrees(state, fresh)
         still = (before.index == steps) | ((before.progress[1] == 0) & (not fresh))
-        assert torch.equal(of.progress[:, still], before.progress[:, still])
+        assert torch.equal(state.progress[:, still], before.progress[:, still])
     else:
-        expected = problems.clone(of)
-        of.advance()
+        expected = problems.clone(state)
+        state.advance()
         # A run that goes on where a step left off may be as long as a whole one.
         expected.step(True)
         for _ in range(6):
             expected.step(False)
-        assert_same(of, expected)
-    assert_idle(of)
-    wrong = problems.clone(of)
+        assert_same(state, expected)
+    assert_idle(state)
+    wrong = problems.clone(state)
     wrong.progress[0, 0] = -1
     before = problems.clone(wrong)
     wrong.step(True)
@@ -187,9 +187,9 @@ def test_advance_is_step_repeated(
     seed,
 ):
     """In one launch or in several, on a device of any size: the same bits everywhere."""
-    solver = problems.table(17, history, stages, stochastic, seed)
-    config = problems.config(rule, solver, threshold, max_skip, granularity, seed)
-    one = emulated.state(solver, batch, elements, config, guided, dtype, seed)
+    table = problems.table(17, history, stages, stochastic, seed)
+    config = problems.config(rule, table, threshold, max_skip, granularity, seed)
+    one = emulated.state(table, batch, elements, config, guided, dtype, seed)
     many = problems.clone(one)
     emulated.set_device(*device, cooperative, order, seed, shared)
     for _ in zip(sampled(one, seed), sampled(many, seed, "step"), strict=True):
@@ -200,11 +200,11 @@ def test_advance_is_step_repeated(
 
 def launches_of(config, history=1, elements=2056, stages=1, batch=2, device=(7, 7), **options):
     """(launches, cooperative ones) of an advance."""
-    solver = problems.table(16, history, stages)
-    of = emulated.state(solver, batch, elements, problems.config(config, solver, 1.0, 4))
+    table = problems.table(16, history, stages)
+    state = emulated.state(table, batch, elements, problems.config(config, table, 1.0, 4))
     emulated.set_device(*device, **options)
-    of.model_output.copy_(problems.outputs(of, 0))
-    of.advance()
+    state.model_output.copy_(problems.outputs(state, 0))
+    state.advance()
     counted = emulated.counters()
     return counted["launches"], counted["cooperative"]
 
@@ -232,27 +232,27 @@ def test_a_run_is_one_launch_where_it_fits():
 @pytest.mark.parametrize("granularity", ["sample", "batch"])
 def test_every_schedule_and_device_gives_the_same_bits(rule, granularity):
     """Norms and scores included: sums are added in an order that only the sample's size decides."""
-    solver = problems.table(10, 3, stochastic=rule == "plan")
-    config = problems.config(rule, solver, 1.0, granularity=granularity)
-    start = emulated.state(solver, 2, 8200, config, guided=True, dtype=torch.bfloat16)
+    table = problems.table(10, 3, stochastic=rule == "plan")
+    config = problems.config(rule, table, 1.0, granularity=granularity)
+    start = emulated.state(table, 2, 8200, config, guided=True, dtype=torch.bfloat16)
     expected = None
     schedules = [("in order", 0), ("reversed", 0), *(("random", seed) for seed in range(12))]
     for device, shared in [(device, SHARED[2]) for device in DEVICES] + [((1, 2), SHARED[1])]:
         for order, seed in schedules if device == DEVICES[1] else schedules[1:4]:
             emulated.set_device(*device, order=order, seed=seed, shared_memory=shared)
-            of = problems.clone(start)
-            for _ in sampled(of):
+            state = problems.clone(start)
+            for _ in sampled(state):
                 pass
-            expected = expected or of
-            assert_same(of, expected, (device, order, seed))
+            expected = expected or state
+            assert_same(state, expected, (device, order, seed))
     assert int(expected.nfe.max()) < 10
 
 
 @pytest.mark.parametrize("rule", ["third_order", "defect"])
 def test_a_sample_does_not_depend_on_its_batch(rule):
-    solver = problems.table(8, 2, stochastic=rule == "third_order")
-    config = problems.config(rule, solver, 1.0)
-    together = emulated.state(solver, 3, 4104, config, guided=True)
+    table = problems.table(8, 2, stochastic=rule == "third_order")
+    config = problems.config(rule, table, 1.0)
+    together = emulated.state(table, 3, 4104, config, guided=True)
     alone = []
     for b in range(3):
         rows = torch.tensor([b, b + 3])
@@ -269,61 +269,63 @@ def test_a_sample_does_not_depend_on_its_batch(rule):
     tick = 0
     while bool((together.index < 8).any()):
         together.model_output.copy_(problems.outputs(together, tick))
-        for b, of in enumerate(alone):
-            of.model_output.copy_(together.model_output[[b, b + 3]])
-            of.advance()
+        for b, state in enumerate(alone):
+            state.model_output.copy_(together.model_output[[b, b + 3]])
+            state.advance()
         together.advance()
         tick += 1
-        for b, of in enumerate(alone):
-            assert torch.equal(of.progress[:, 0], together.progress[:, b])
-            assert torch.equal(of.norms[0], together.norms[b])
-            assert torch.equal(of.latents[:, 0].nan_to_num(7), together.latents[:, b].nan_to_num(7))
+        for b, state in enumerate(alone):
+            assert torch.equal(state.progress[:, 0], together.progress[:, b])
+            assert torch.equal(state.norms[0], together.norms[b])
+            assert torch.equal(
+                state.latents[:, 0].nan_to_num(7), together.latents[:, b].nan_to_num(7)
+            )
 
 
 @pytest.mark.parametrize("rule", ["third_order", "every(3) linear", "defect", "never"])
 @pytest.mark.parametrize("elements", [2056, 33])
 def test_the_condition_of_a_graph_ends_the_loop(rule, elements):
     """WHILE { network -> advance }: the value is 1 until no sample has a step to go."""
-    solver = problems.table(12)
-    of = emulated.state(solver, 3, elements, problems.config(rule, solver, 1.0))
-    of.progress[0, 2] = 12  # finished before it began
+    table = problems.table(12)
+    state = emulated.state(table, 3, elements, problems.config(rule, table, 1.0))
+    state.progress[0, 2] = 12  # finished before it began
     handle, ticks, going_on = 2**40 + 7, 0, True
     while going_on:
-        of.model_output.copy_(problems.outputs(of, ticks))
+        state.model_output.copy_(problems.outputs(state, ticks))
         emulated.set_device(2, 2, seed=ticks)
-        of.advance(condition=handle)
-        told = emulated.counters()
-        assert told["condition_calls"] == told["launches"]
-        assert told["condition"] == handle
-        going_on = bool(told["value"])
-        assert going_on == bool((of.index < 12).any())
+        state.advance(condition=handle)
+        counters = emulated.counters()
+        assert counters["condition_calls"] == counters["launches"]
+        assert counters["condition"] == handle
+        going_on = bool(counters["value"])
+        assert going_on == bool((state.index < 12).any())
         ticks += 1
-        assert_idle(of)
-    assert ticks == of.nfe.max()
-    of.progress[0, 0] = -5  # such a sample never moves and must not keep the loop going
-    of.advance(condition=handle)
+        assert_idle(state)
+    assert ticks == state.nfe.max()
+    state.progress[0, 0] = -5  # such a sample never moves and must not keep the loop going
+    state.advance(condition=handle)
     assert emulated.counters()["value"] == 0
 
 
 def test_nothing_outside_the_buffers_is_touched():
-    solver = problems.table(6, 3)
-    config = problems.config("defect", solver)
+    table = problems.table(6, 3)
+    config = problems.config("defect", table)
     for elements in (1, 7, 8, 2049, 2056):
-        of = emulated.state(solver, 2, elements, config, guided=True, dtype=torch.float16)
+        state = emulated.state(table, 2, elements, config, guided=True, dtype=torch.float16)
         emulated.set_device(2, 2)
         guards = []
         for name in (
             *("latents", "history", "model_input", "timestep", "progress", "norms"),
             *("refreshed", "score", "outputs", "workspace"),
         ):
-            value = getattr(of, name)
+            value = getattr(state, name)
             fill = 77 if name != "workspace" else 0
             room = torch.full((value.numel() + 64,), fill, dtype=torch.uint8).to(value.dtype)
             inside = room[32 : 32 + value.numel()].view(value.shape)
             inside.copy_(value)
-            setattr(of, name, inside)
+            setattr(state, name, inside)
             guards.append((room, room[:32].clone(), room[-32:].clone()))
-        for _ in sampled(of):
+        for _ in sampled(state):
             pass
         for room, head, tail in guards:
             assert torch.equal(room[:32], head)
@@ -331,14 +333,14 @@ def test_nothing_outside_the_buffers_is_touched():
 
 
 def test_nan_in_one_sample_refreshes_it_and_leaves_the_others():
-    solver = problems.table(12)
+    table = problems.table(12)
     for criterion in ("third_order", "released", "defect"):
-        clean = emulated.state(solver, 3, 64, AdaptiveConfig(1e9, 3, criterion))
+        clean = emulated.state(table, 3, 64, AdaptiveConfig(1e9, 3, criterion))
         sick = problems.clone(clean)
         emulated.set_device(2, 2)
         for tick in range(12):
-            for of in (clean, sick):
-                of.model_output.copy_(problems.outputs(clean, tick))
+            for state in (clean, sick):
+                state.model_output.copy_(problems.outputs(clean, tick))
             if tick >= 1:
                 sick.model_output[1, 5] = torch.inf if tick % 2 else torch.nan
             clean.advance()
@@ -349,9 +351,9 @@ def test_nan_in_one_sample_refreshes_it_and_leaves_the_others():
 
 
 def test_rows_that_do_not_stand_on_16_bytes_are_moved_one_by_one():
-    solver = problems.table(6, 2)
+    table = problems.table(6, 2)
     for name in ("latents", "model_output", "model_input", "history"):
-        right = emulated.state(solver, 2, 64, dtype=torch.bfloat16)
+        right = emulated.state(table, 2, 64, dtype=torch.bfloat16)
         shifted = problems.clone(right)
         value = getattr(shifted, name)
         room = torch.zeros(value.numel() + 1, dtype=value.dtype)
@@ -363,48 +365,48 @@ def test_rows_that_do_not_stand_on_16_bytes_are_moved_one_by_one():
 
 
 def test_noise_given_by_the_caller_is_added():
-    solver = problems.table(5, 2, stochastic=True)
+    table = problems.table(5, 2, stochastic=True)
     for elements in (24, 21):
-        of = emulated.state(solver, 2, elements)
-        of.noise = torch.randn(5, 2, elements)
-        cpu = problems.clone(State(**vars(of)))
+        state = emulated.state(table, 2, elements)
+        state.noise = torch.randn(5, 2, elements)
+        cpu = problems.clone(State(**vars(state)))
         emulated.set_device(2, 2)
-        for _ in zip(sampled(of), sampled(cpu), strict=True):
-            assert torch.equal(of.current(), cpu.current())
+        for _ in zip(sampled(state), sampled(cpu), strict=True):
+            assert torch.equal(state.current(), cpu.current())
 
 
 def test_a_run_begun_at_a_first_stage_comes_to_its_end():
-    solver = problems.table(12, stages=2)
+    table = problems.table(12, stages=2)
     for rule in ("never", "every(2)", "every(3) linear"):
-        of = emulated.state(solver, 1, 40, problems.config(rule, solver))
-        cpu = problems.clone(State(**vars(of)))
+        state = emulated.state(table, 1, 40, problems.config(rule, table))
+        cpu = problems.clone(State(**vars(state)))
         # Between a whole step's stages, on an output that serves both.
-        for each in (of, cpu):
-            each.latents.nan_to_num_(0.5)
-            if each.outputs is not None:
-                each.outputs.nan_to_num_(0.5)
-            each.progress[:, 0] = torch.tensor([4, 1, 3, 3, 2])
-            each.advance()
-        assert int(of.progress[1]) == 0
-        assert_same(of, cpu)
+        for buffers in (state, cpu):
+            buffers.latents.nan_to_num_(0.5)
+            if buffers.outputs is not None:
+                buffers.outputs.nan_to_num_(0.5)
+            buffers.progress[:, 0] = torch.tensor([4, 1, 3, 3, 2])
+            buffers.advance()
+        assert int(state.progress[1]) == 0
+        assert_same(state, cpu)
         again = problems.clone(cpu)
         again.progress[:, 0] = torch.tensor([4, 1, 3, 3, 2])
         reference.advance(*again.arguments())
-        assert torch.equal(again.progress, of.progress)
+        assert torch.equal(again.progress, state.progress)
 
 
 def test_a_launch_that_leaves_no_samples_cannot_end_a_loop():
-    of = emulated.state(problems.table(6), 0, 40)
-    of.advance()
+    state = emulated.state(problems.table(6), 0, 40)
+    state.advance()
     with pytest.raises(RuntimeError, match="condition needs at least one sample"):
-        of.advance(condition=7)
+        state.advance(condition=7)
 
 
 def test_stages_beyond_the_ring_are_refused():
     for stages in (2, 2**62, 6148914691236517205):
-        of = emulated.state(problems.table(6), 1, 40)
-        of.rule = (*of.rule[:3], stages)
-        for verb in (of.advance, State(**vars(of)).advance):
+        state = emulated.state(problems.table(6), 1, 40)
+        state.rule = (*state.rule[:3], stages)
+        for verb in (state.advance, State(**vars(state)).advance):
             with pytest.raises(RuntimeError, match="latents must hold at least"):
                 verb()
 
@@ -420,15 +422,15 @@ def test_stages_beyond_the_ring_are_refused():
     ],
 )
 def test_a_wrong_workspace_is_refused(value, message):
-    of = emulated.state(problems.table(6), 2, 40)
-    of.workspace = value
+    state = emulated.state(problems.table(6), 2, 40)
+    state.workspace = value
     with pytest.raises(RuntimeError, match=message):
-        of.advance()
+        state.advance()
 
 
 def test_a_workspace_may_be_larger_than_needed():
-    solver = problems.table(6)
-    exact = emulated.state(solver, 2, 2056)
+    table = problems.table(6)
+    exact = emulated.state(table, 2, 2056)
     large = problems.clone(exact)
     large.workspace = torch.zeros(2, 9, 16, dtype=torch.float64)
     emulated.set_device(2, 2)
@@ -466,13 +468,13 @@ def test_memory_is_clean_under_the_sanitizers():
 
 def test_reference_is_what_a_step_is_compared_with():
     """The comparison above fails where it should: one element is off by a millionth."""
-    of = emulated.state(problems.table(6), 2, 40)
+    state = emulated.state(problems.table(6), 2, 40)
     emulated.set_device(2, 2)
-    of.model_output.copy_(problems.outputs(of, 0))
-    expected = problems.clone(of)
-    bound = problems.update_bound(of, True)
-    of.step(True)
+    state.model_output.copy_(problems.outputs(state, 0))
+    expected = problems.clone(state)
+    bound = problems.update_bound(state, True)
+    state.step(True)
     reference.step(*expected.arguments(), True)
-    moved = rows_of(of.index > 0, of)[:2]
-    error = (of.latents[1].double() + 1e-5 - expected.latents[1].double()).abs()
+    moved = rows_of(state.index > 0, state)[:2]
+    error = (state.latents[1].double() + 1e-5 - expected.latents[1].double()).abs()
     assert bool((error > bound)[moved].any())

@@ -36,19 +36,21 @@ class Driver:
 TARGETS = ["sm_80", "sm_90", "gfx942"]
 
 
-def compiled(of, target, monkeypatch):
+def compiled(state, target, monkeypatch):
     """What a step of this state would launch on a GPU whose tensors lie as these do."""
-    kernel, made = triton_kernels.kernel(), []
+    kernel, launches = triton_kernels.kernel(), []
 
     class Launcher:
         def __getitem__(self, grid):
-            return lambda *values, **named: made.append(kernel.warmup(*values, grid=grid, **named))
+            return lambda *values, **named: launches.append(
+                kernel.warmup(*values, grid=grid, **named)
+            )
 
     monkeypatch.setattr(triton_kernels, "kernel", Launcher)
     # `set_active` could not be undone: `reset_active` needs a GPU.
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
-    triton_kernels.step(*of.arguments(), True)
-    return made[0].asm
+    triton_kernels.step(*state.arguments(), True)
+    return launches[0].asm
 
 
 VARIANTS = {
@@ -59,10 +61,10 @@ VARIANTS = {
 
 
 def variant(rule, elements, history=1, stochastic=False, guided=False, **options):
-    solver = problems.table(8, history, stochastic=stochastic)
-    config = problems.config(rule, solver, granularity=options.get("granularity", "sample"))
+    table = problems.table(8, history, stochastic=stochastic)
+    config = problems.config(rule, table, granularity=options.get("granularity", "sample"))
     dtype = options.get("dtype", torch.float32)
-    return on_triton(problems.state(solver, 2, elements, config, guided, dtype))
+    return on_triton(problems.state(table, 2, elements, config, guided, dtype))
 
 
 @pytest.mark.parametrize("rule", VARIANTS)
@@ -96,8 +98,8 @@ def test_compiles_for_amd_with_wide_accesses_and_no_spills(rule, monkeypatch):
 
 @pytest.mark.parametrize("elements", [1, 1001])
 def test_compiles_for_rows_that_no_vector_fits(elements, monkeypatch):
-    of = variant("third_order", elements)
-    of.noise = torch.zeros(8, 2, elements)
-    asm = compiled(of, "sm_90", monkeypatch)
+    state = variant("third_order", elements)
+    state.noise = torch.zeros(8, 2, elements)
+    asm = compiled(state, "sm_90", monkeypatch)
     assert asm["cubin"]
     assert not re.search(r"ld\.global\S*\.v[24]", asm["ptx"])

@@ -94,12 +94,12 @@ class Triton(State):
             module.advance(*self.arguments())
 
 
-def on_triton(of):
+def on_triton(state):
     """The same state with buffers of its own and a workspace."""
-    batch, elements = of.latents.shape[1:]
-    made = Triton(**vars(problems.clone(of)))
-    made.workspace = torch.zeros(ops.workspace_shape(batch, elements), dtype=torch.float64)
-    return made
+    batch, elements = state.latents.shape[1:]
+    twin = Triton(**vars(problems.clone(state)))
+    twin.workspace = torch.zeros(ops.workspace_shape(batch, elements), dtype=torch.float64)
+    return twin
 
 
 def assert_same(one, other, rtol=0.0):
@@ -114,8 +114,8 @@ def assert_same(one, other, rtol=0.0):
             assert torch.equal(value.nan_to_num(7), wanted.nan_to_num(7)), name
 
 
-def counters(of):
-    return of.workspace.view(torch.int32)[:, 0, :1]
+def counters(state):
+    return state.workspace.view(torch.int32)[:, 0, :1]
 
 
 @settings(max_examples=25)
@@ -134,18 +134,18 @@ def counters(of):
 def test_step_equals_reference(
     rule, dtype, guided, history, stages, stochastic, batch, elements, granularity, seed
 ):
-    solver = problems.table(5 if stages == 1 else 7, history, stages, stochastic, seed)
-    config = problems.config(rule, solver, granularity=granularity, seed=seed)
-    of = on_triton(problems.state(solver, batch, elements, config, guided, dtype, seed))
-    while bool((of.index < solver.num_steps).any()):
-        of.model_output.copy_(problems.outputs(of, int(of.index.sum()), seed))
+    table = problems.table(5 if stages == 1 else 7, history, stages, stochastic, seed)
+    config = problems.config(rule, table, granularity=granularity, seed=seed)
+    state = on_triton(problems.state(table, batch, elements, config, guided, dtype, seed))
+    while bool((state.index < table.num_steps).any()):
+        state.model_output.copy_(problems.outputs(state, int(state.index.sum()), seed))
         for fresh in (True, False):
-            expected, bound = assert_step_agrees(of, fresh)
+            expected, bound = assert_step_agrees(state, fresh)
             atol = 1e-6 if rule == "defect" else 1e-8
-            assert torch.allclose(of.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
-            assert torch.equal(of.score.isnan(), expected.score.isnan())
+            assert torch.allclose(state.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
+            assert torch.equal(state.score.isnan(), expected.score.isnan())
             unit = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
-            error = (of.model_input.double() - expected.model_input.double()).abs()
+            error = (state.model_input.double() - expected.model_input.double()).abs()
             limit = 2 * unit * expected.model_input.double().abs() + 2**-24
             limit += 1.5 * bound.repeat(len(error) // batch, 1)
             assert bool((error <= limit).all())
@@ -163,32 +163,32 @@ def test_step_equals_reference(
 def test_samples_at_different_steps(rule, batch, elements, history, seed, fresh):
     """A batch in the middle of everything: other steps, runs, finished and impossible samples."""
     steps = 11
-    solver = problems.table(steps, history, seed=seed)
-    config = problems.config(rule, solver, threshold=0.5, max_skip=2, seed=seed)
-    of = problems.midway(
-        on_triton(problems.state(solver, batch, elements, config, seed=seed)), seed
+    table = problems.table(steps, history, seed=seed)
+    config = problems.config(rule, table, threshold=0.5, max_skip=2, seed=seed)
+    state = problems.midway(
+        on_triton(problems.state(table, batch, elements, config, seed=seed)), seed
     )
-    before = problems.clone(of)
-    assert_step_agrees(of, fresh)
+    before = problems.clone(state)
+    assert_step_agrees(state, fresh)
     still = (before.index == steps) | ((before.progress[1] == 0) & (not fresh))
     for name in ("progress", "refreshed", "score", "latents", "history"):
-        now, then = getattr(of, name), getattr(before, name)
+        now, then = getattr(state, name), getattr(before, name)
         assert torch.equal(now[:, still].nan_to_num(7), then[:, still].nan_to_num(7)), name
-    assert torch.equal(of.norms[still], before.norms[still])
-    assert not counters(of).any()
+    assert torch.equal(state.norms[still], before.norms[still])
+    assert not counters(state).any()
 
 
 @pytest.mark.parametrize("row", [0, 1, 2, 3, 4])
 def test_a_sample_with_impossible_counters_is_left_alone(row):
-    solver = problems.table(6, 2)
-    of = on_triton(problems.state(solver, 2, 30, problems.config("defect", solver)))
-    of.model_output.copy_(problems.outputs(of, 0))
-    of.progress[row, 1] = 3 if row > 2 else -1
-    before = problems.clone(of)
-    of.step(True)
-    assert of.index[0] == 1
+    table = problems.table(6, 2)
+    state = on_triton(problems.state(table, 2, 30, problems.config("defect", table)))
+    state.model_output.copy_(problems.outputs(state, 0))
+    state.progress[row, 1] = 3 if row > 2 else -1
+    before = problems.clone(state)
+    state.step(True)
+    assert state.index[0] == 1
     for name in ("progress", "latents", "outputs", "refreshed"):
-        now, then = getattr(of, name), getattr(before, name)
+        now, then = getattr(state, name), getattr(before, name)
         assert torch.equal(now[:, 1].nan_to_num(7), then[:, 1].nan_to_num(7)), name
 
 
@@ -198,15 +198,15 @@ def test_elements_have_the_bits_of_the_cpu_op(number):
     rule, stages = RULES[number], 1 + number % 2
     stochastic, guided = number % 3 == 0, number % 4 < 2
     granularity = "batch" if number % 5 == 1 else "sample"
-    solver = problems.table(9, 1 + number % 3, stages, stochastic, seed=number)
-    config = problems.config(rule, solver, 0.4, granularity=granularity)
-    cpu = problems.state(solver, 2, 1100, config, guided, DTYPES[number % 3])
+    table = problems.table(9, 1 + number % 3, stages, stochastic, seed=number)
+    config = problems.config(rule, table, 0.4, granularity=granularity)
+    cpu = problems.state(table, 2, 1100, config, guided, DTYPES[number % 3])
     one = on_triton(cpu)
     while bool((cpu.index < 9).any()):
         output = problems.outputs(cpu, int(cpu.index.sum()))
-        for of in (cpu, one):
-            of.model_output.copy_(output)
-            of.advance()
+        for state in (cpu, one):
+            state.model_output.copy_(output)
+            state.advance()
         # The CPU adds float32 lanes first, and `released` takes differences of the sums.
         assert_same(one, cpu, rtol=1e-3 if "released" in rule else 1e-5)
     assert not counters(one).any()
@@ -214,56 +214,56 @@ def test_elements_have_the_bits_of_the_cpu_op(number):
 
 @pytest.mark.parametrize(("step", "elements"), [(0, 1), (3, 1027), (40, 5000)])
 def test_noise_has_the_bits_of_the_cpu_op(step, elements):
-    solver = problems.table(step + 1, stochastic=True)
-    cpu = problems.state(solver, 3, elements)
+    table = problems.table(step + 1, stochastic=True)
+    cpu = problems.state(table, 3, elements)
     cpu.seed.copy_(torch.tensor([7, -1, -(2**63) + 5]))
     cpu.latents.zero_()
     cpu.rows[:, :10], cpu.rows[:, 3] = 0, 1
     cpu.progress[0] = step
     one = on_triton(cpu)
-    for of in (cpu, one):
-        of.step(True)
+    for state in (cpu, one):
+        state.step(True)
     assert torch.equal(one.current().view(torch.int32), cpu.current().view(torch.int32))
     assert one.current().std() > 0.5
 
 
 def test_noise_given_by_the_caller_is_what_is_added():
-    solver = problems.table(4, 2, stochastic=True)
-    cpu = problems.state(solver, 2, 1100)
+    table = problems.table(4, 2, stochastic=True)
+    cpu = problems.state(table, 2, 1100)
     cpu.noise = torch.randn(4, 2, 1100)
     cpu.model_output.copy_(problems.outputs(cpu, 0))
     one = on_triton(cpu)
-    for of in (cpu, one):
-        of.step(True)
+    for state in (cpu, one):
+        state.step(True)
     assert_same(one, cpu, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["defect", "third_order linear repair"])
 def test_an_output_that_a_fill_does_not_use_may_be_anything(rule):
-    solver = problems.table(12, 2)
-    clean = on_triton(problems.state(solver, 2, 30, problems.config(rule, solver, 1e9)))
+    table = problems.table(12, 2)
+    clean = on_triton(problems.state(table, 2, 30, problems.config(rule, table, 1e9)))
     while int(clean.nfe.min()) < 4:
         clean.model_output.copy_(problems.outputs(clean, int(clean.index.sum())))
         clean.advance()
     sick = on_triton(clean)
     sick.outputs[(clean.nfe[0] - 3) % 3] = torch.nan  # E_2
     output = problems.outputs(clean, 7)
-    for of in (clean, sick):
-        of.model_output.copy_(output)
-        of.advance()
+    for state in (clean, sick):
+        state.model_output.copy_(output)
+        state.advance()
     assert clean.nfe[0] == 5 and bool(clean.current().isfinite().all())
     assert torch.equal(clean.current(), sick.current())
 
 
 @pytest.mark.parametrize("criterion", ["third_order", "released", "defect"])
 def test_nan_in_one_sample_refreshes_it_and_leaves_the_others(criterion):
-    solver = problems.table(9)
-    clean = on_triton(problems.state(solver, 3, 30, AdaptiveConfig(1e9, 3, criterion)))
+    table = problems.table(9)
+    clean = on_triton(problems.state(table, 3, 30, AdaptiveConfig(1e9, 3, criterion)))
     sick = on_triton(clean)
     for tick in range(9):
         output = problems.outputs(clean, tick)
-        for of in (clean, sick):
-            of.model_output.copy_(output)
+        for state in (clean, sick):
+            state.model_output.copy_(output)
         if tick >= 1:
             sick.model_output[1, 5] = torch.inf if tick % 2 else torch.nan
         clean.advance()
@@ -286,32 +286,32 @@ def test_nan_in_one_sample_refreshes_it_and_leaves_the_others(criterion):
     seed=st.integers(0, 10**6),
 )
 def test_advance_is_step_repeated(rule, max_skip, stages, batch, elements, granularity, seed):
-    solver = problems.table(11, 2, stages, seed=seed)
-    config = problems.config(rule, solver, 0.4, max_skip, granularity, seed)
-    one = on_triton(problems.state(solver, batch, elements, config, seed=seed))
+    table = problems.table(11, 2, stages, seed=seed)
+    config = problems.config(rule, table, 0.4, max_skip, granularity, seed)
+    one = on_triton(problems.state(table, batch, elements, config, seed=seed))
     many = on_triton(one)
-    for tick in range(solver.num_steps):
-        for of in (one, many):
-            of.model_output.copy_(problems.outputs(of, tick, seed))
+    for tick in range(table.num_steps):
+        for state in (one, many):
+            state.model_output.copy_(problems.outputs(state, tick, seed))
         one.advance()
         many.step(True)
         while bool((many.progress[1] > 0).any()):
             many.step(False)
         assert_same(one, many)
-    assert bool((one.index == solver.num_steps).all())
+    assert bool((one.index == table.num_steps).all())
     assert torch.equal(one.nfe, one.refreshed.sum(0).int())
 
 
 @pytest.mark.parametrize("max_skip", [1, 3, 7])
 def test_the_guard_of_released_wakes_late(max_skip):
-    solver = problems.table(20)
-    cpu = problems.state(solver, 1, 20, problems.config("released", solver, 1e9, max_skip))
+    table = problems.table(20)
+    cpu = problems.state(table, 1, 20, problems.config("released", table, 1e9, max_skip))
     one = on_triton(cpu)
     while cpu.index.item() < 20:
         output = problems.outputs(cpu, cpu.index.item())
-        for of in (cpu, one):
-            of.model_output.copy_(output)
-            of.advance()
+        for state in (cpu, one):
+            state.model_output.copy_(output)
+            state.advance()
         assert torch.equal(one.progress, cpu.progress)
     assert torch.equal(one.refreshed, cpu.refreshed)
 
@@ -319,60 +319,60 @@ def test_the_guard_of_released_wakes_late(max_skip):
 @pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
 def test_a_tie_of_two_zeros_scores_one(rule):
     """Latents that stay as they are, and outputs that the fill predicts to the bit."""
-    solver = problems.table(8)
-    of = on_triton(problems.state(solver, 2, 20, problems.config(rule, solver)))
-    of.rows.zero_()
-    of.rows[:, 2] = 1
-    of.threshold.zero_()
+    table = problems.table(8)
+    state = on_triton(problems.state(table, 2, 20, problems.config(rule, table)))
+    state.rows.zero_()
+    state.rows[:, 2] = 1
+    state.threshold.zero_()
     for _ in range(8):
-        of.advance()
-    assert bool(of.score.nan_to_num(1).eq(1).all())
-    assert not bool(of.score[-1].isnan().any())
+        state.advance()
+    assert bool(state.score.nan_to_num(1).eq(1).all())
+    assert not bool(state.score[-1].isnan().any())
 
 
 @pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
 def test_samples_that_wait_have_no_part_in_a_common_decision(rule):
-    solver = problems.table(12)
-    config = problems.config(rule, solver, 1e9, granularity="batch")
-    of = on_triton(problems.state(solver, 3, 50, config))
-    while of.progress[1].max() == 0:
-        of.model_output.copy_(problems.outputs(of, of.index[0].item()))
-        of.step(True)
-    of.progress[1, 1] = 0
-    expected = problems.clone(of)
-    of.step(False)
+    table = problems.table(12)
+    config = problems.config(rule, table, 1e9, granularity="batch")
+    state = on_triton(problems.state(table, 3, 50, config))
+    while state.progress[1].max() == 0:
+        state.model_output.copy_(problems.outputs(state, state.index[0].item()))
+        state.step(True)
+    state.progress[1, 1] = 0
+    expected = problems.clone(state)
+    state.step(False)
     reference.step(*expected.arguments(), False)
-    assert of.index.tolist() == [of.index[0], of.index[0] - 1, of.index[0]]
-    assert torch.allclose(of.norms, expected.norms)
-    assert torch.allclose(of.score, expected.score, equal_nan=True)
-    assert torch.equal(of.progress, expected.progress)
+    assert state.index.tolist() == [state.index[0], state.index[0] - 1, state.index[0]]
+    assert torch.allclose(state.norms, expected.norms)
+    assert torch.allclose(state.score, expected.score, equal_nan=True)
+    assert torch.equal(state.progress, expected.progress)
 
 
 def test_sums_of_more_programs_than_are_added_at_a_time():
-    solver = problems.table(2)
-    cpu = problems.state(solver, 1, 257 * 1024, problems.config("released", solver))
+    table = problems.table(2)
+    cpu = problems.state(table, 1, 257 * 1024, problems.config("released", table))
     cpu.model_output.copy_(problems.outputs(cpu, 0))
     one = on_triton(cpu)
-    for of in (cpu, one):
-        of.step(True)
+    for state in (cpu, one):
+        state.step(True)
     assert_same(one, cpu, rtol=1e-6)
 
 
 def test_the_longest_skip_may_be_as_long_as_int64():
-    solver = problems.table(6)
-    of = on_triton(problems.state(solver, 1, 20, problems.config("third_order", solver, 1e9)))
-    of.rule = (of.rule[0], 2**63 - 1, *of.rule[2:])
+    table = problems.table(6)
+    state = on_triton(problems.state(table, 1, 20, problems.config("third_order", table, 1e9)))
+    state.rule = (state.rule[0], 2**63 - 1, *state.rule[2:])
     for tick in range(6):
-        of.model_output.copy_(problems.outputs(of, tick))
-        of.advance()
-    assert of.index.item() == 6 and of.nfe.item() == 3
+        state.model_output.copy_(problems.outputs(state, tick))
+        state.advance()
+    assert state.index.item() == 6 and state.nfe.item() == 3
 
 
 @pytest.mark.parametrize("rule", ["third_order", "defect"])
 def test_a_result_depends_neither_on_the_batch_nor_on_what_ran_before(rule):
-    solver = problems.table(5, 3, stochastic=True)
-    config = problems.config(rule, solver, 0.5)
-    together = on_triton(problems.state(solver, 3, 2500, config))
+    table = problems.table(5, 3, stochastic=True)
+    config = problems.config(rule, table, 0.5)
+    together = on_triton(problems.state(table, 3, 2500, config))
     again, alone = on_triton(together), on_triton(together)
     again.workspace = together.workspace
     for name in ("latents", "history", "outputs", "progress", "refreshed", "score"):
@@ -383,11 +383,11 @@ def test_a_result_depends_neither_on_the_batch_nor_on_what_ran_before(rule):
     for name in ("model_input", "model_output", "timestep"):
         setattr(alone, name, getattr(alone, name)[1:2].clone())
     outputs = [problems.outputs(together, tick) for tick in range(5)]
-    for of, rows in ((together, [0, 1, 2]), (again, [0, 1, 2]), (alone, [1])):
+    for state, rows in ((together, [0, 1, 2]), (again, [0, 1, 2]), (alone, [1])):
         for output in outputs:
-            of.model_output.copy_(output[rows])
-            of.advance()
-            assert not counters(of).any()
+            state.model_output.copy_(output[rows])
+            state.advance()
+            assert not counters(state).any()
     assert_same(again, together)
     assert torch.equal(alone.progress[:, 0], together.progress[:, 1])
     assert torch.equal(alone.current()[0], together.current()[1])
@@ -397,33 +397,33 @@ def test_a_result_depends_neither_on_the_batch_nor_on_what_ran_before(rule):
 @pytest.mark.parametrize("elements", [1, 1025])
 def test_nothing_outside_the_buffers_is_touched(elements):
     """Every written buffer stands between sentinels in one allocation, off 16-byte boundaries."""
-    solver = problems.table(4, 3)
-    config = problems.config("defect", solver)
-    cpu = problems.state(solver, 2, elements, config, guided=True, dtype=torch.float16)
-    of, guards = on_triton(cpu), []
+    table = problems.table(4, 3)
+    config = problems.config("defect", table)
+    cpu = problems.state(table, 2, elements, config, guided=True, dtype=torch.float16)
+    state, guards = on_triton(cpu), []
     for name in NAMES[: NAMES.index("model_output")]:
-        value = getattr(of, name)
+        value = getattr(state, name)
         room = torch.full((value.numel() + 66,), 77, dtype=torch.uint8).to(value.dtype)
         inside = room[33 : 33 + value.numel()].view(value.shape)
         inside.copy_(value)
-        setattr(of, name, inside)
+        setattr(state, name, inside)
         guards.append((room, room[:33].clone(), room[-33:].clone()))
     for tick in range(4):
         output = problems.outputs(cpu, tick)
-        for one in (cpu, of):
+        for one in (cpu, state):
             one.model_output.copy_(output)
             one.advance()
-    assert_same(of, cpu, rtol=1e-5)
+    assert_same(state, cpu, rtol=1e-5)
     for room, head, tail in guards:
         assert torch.equal(room[:33], head)
         assert torch.equal(room[-33:], tail)
 
 
 def ready(rule="defect"):
-    solver = problems.table(8, 2)
-    of = problems.state(solver, 2, 40, problems.config(rule, solver), guided=True)
-    of.noise = torch.zeros(8, 2, 40)
-    return dict(zip(NAMES, (*on_triton(of).arguments(), True), strict=False))
+    table = problems.table(8, 2)
+    state = problems.state(table, 2, 40, problems.config(rule, table), guided=True)
+    state.noise = torch.zeros(8, 2, 40)
+    return dict(zip(NAMES, (*on_triton(state).arguments(), True), strict=False))
 
 
 def refusal(op, arguments):

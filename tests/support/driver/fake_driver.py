@@ -58,8 +58,8 @@ def library(hidden=()):
         built.parent.mkdir(parents=True, exist_ok=True)
         unfinished = built.with_suffix(f".{os.getpid()}")
         command = [compiler(), *flags, *SOURCES, "-o", unfinished, "-ldl"]
-        made = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert made.returncode == 0, made.stderr
+        compilation = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert compilation.returncode == 0, compilation.stderr
         unfinished.rename(built)
     return built
 
@@ -217,9 +217,9 @@ class FakeDriver:
     def _captured(self, name, graph, after, *more):
         before = (ctypes.c_uint64 * len(after))(*after)
         arguments = (ctypes.c_uint64(graph), before, ctypes.c_size_t(len(after)), *more)
-        made = getattr(self.library, f"fake_{name}")(*arguments)
-        assert made, f"no {name}: a graph or a node that is not there, or a type that needs more"
-        return made
+        handle = getattr(self.library, f"fake_{name}")(*arguments)
+        assert handle, f"no {name}: a graph or a node that is not there, or a type that needs more"
+        return handle
 
     def _callback(self, callback):
         """Its number; the driver then has it as long as this object lives."""

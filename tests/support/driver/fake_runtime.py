@@ -156,11 +156,11 @@ class FakeRuntime:
         def again():
             self.emulated.set_device(seed=self.replays)
             kernel(*arguments, condition)
-            told = self.emulated.counters()
+            counters = self.emulated.counters()
             if condition is not None:
                 # Where `step` is repeated, every launch sets it.
-                assert told["condition_calls"] == told["launches"]
-                self.driver.set_condition(told["condition"], told["value"])
+                assert counters["condition_calls"] == counters["launches"]
+                self.driver.set_condition(counters["condition"], counters["value"])
 
         return again
 
@@ -173,8 +173,8 @@ class FakeRuntime:
     def pinned(self, shape):
         return self.driver.pin(torch.zeros(shape, dtype=torch.int32))
 
-    def copy(self, into, value):
-        into.copy_(value)
+    def copy(self, target, value):
+        target.copy_(value)
 
     def mark(self):
         return Done(self.order)
@@ -217,16 +217,22 @@ def install(monkeypatch):
     pytest.importorskip("adaptive_kernels.executors._graph", reason="_graph was not built")
     if reason := missing():
         pytest.skip(reason)
-    made, recorder = Runtimes(), Recorder()
+    runtimes, recorder = Runtimes(), Recorder()
     facts = Facts("cuda", True, False, ("compiled CUDA", "a stand-in"), None)
     monkeypatch.setattr(executors.capability, "facts", lambda device: facts)
     monkeypatch.setattr(state, "ops", recorder)
 
     def runtime(device):
-        made.append(
-            FakeRuntime(device, made.driver or FakeDriver(), recorder, made.beside, made.emulated)
+        runtimes.append(
+            FakeRuntime(
+                device,
+                runtimes.driver or FakeDriver(),
+                recorder,
+                runtimes.beside,
+                runtimes.emulated,
+            )
         )
-        return made[-1]
+        return runtimes[-1]
 
     monkeypatch.setattr(executors, "Runtime", runtime)
-    return made
+    return runtimes

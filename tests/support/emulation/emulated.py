@@ -60,13 +60,13 @@ def load(sanitized):
         libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
         unfinished = built.with_suffix(f".{os.getpid()}")
         command = [compiler(), *flags, *include, HERE / "emulated.cpp", "-o", unfinished]
-        made = subprocess.run(
+        compilation = subprocess.run(
             [*command, *libraries, "-ltorch", "-ltorch_cpu", "-lc10"],
             capture_output=True,
             text=True,
             cwd=ROOT,
         )
-        assert made.returncode == 0, made.stderr
+        assert compilation.returncode == 0, compilation.stderr
         unfinished.rename(built)
     defined = torch.library.Library(NAMESPACE, "DEF")
     for op in (ops.step, ops.advance):

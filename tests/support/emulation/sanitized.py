@@ -14,14 +14,14 @@ from tests.support.emulation import emulated
 
 
 def sample(rule, elements, granularity="sample"):
-    solver = problems.table(7, 3, stochastic="linear" not in rule)
-    config = problems.config(rule, solver, 1.0, granularity=granularity)
-    of = emulated.state(solver, 2, elements, config, guided=True, dtype=torch.bfloat16)
+    table = problems.table(7, 3, stochastic="linear" not in rule)
+    config = problems.config(rule, table, 1.0, granularity=granularity)
+    state = emulated.state(table, 2, elements, config, guided=True, dtype=torch.bfloat16)
     tick = 0
-    while bool((of.index < 7).any()):
-        of.model_output.copy_(problems.outputs(of, tick))
-        of.advance()
-        of.step(True)
+    while bool((state.index < 7).any()):
+        state.model_output.copy_(problems.outputs(state, tick))
+        state.advance()
+        state.step(True)
         tick += 1
 
 
