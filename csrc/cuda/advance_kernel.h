@@ -14,7 +14,6 @@
 #pragma once
 
 #include "cuda/advance_run.h"
-#include "cuda/grid/barrier.h"
 #include "cuda/step_kernel.h"
 
 namespace ak {

@@ -2,6 +2,7 @@
 // steps, and the steps themselves.
 #pragma once
 
+#include "cuda/grid/barrier.h"
 #include "cuda/grid/condition.h"
 #include "cuda/grid/sums.h"
 #include "cuda/shelf.h"
