@@ -57,7 +57,7 @@ class Copy:
 Node = Child | Kernel | Copy
 
 
-def plan(progress: Copy, network: int, advance: list[tuple[int, str, list[int]]]) -> list[Node]:
+def body(progress: Copy, network: int, advance: list[tuple[int, str, list[int]]]) -> list[Node]:
     """The body's nodes, each after the places in `after`.
 
     Args:
@@ -67,7 +67,7 @@ def plan(progress: Copy, network: int, advance: list[tuple[int, str, list[int]]]
 
     Raises: CaptureError where `advance` is anything but kernels.
     """
-    body: list[Node] = [progress, Child(network)]
+    nodes: list[Node] = [progress, Child(network)]
     placed: dict[int, int] = {}
     while len(placed) < len(advance):
         ready = [
@@ -79,9 +79,9 @@ def plan(progress: Copy, network: int, advance: list[tuple[int, str, list[int]]]
             captured, kind, before = advance[k]
             if kind != "kernel":
                 raise CaptureError(f"advance must be kernels alone, got a node of type {kind}")
-            placed[k] = len(body)
-            body.append(Kernel(captured, tuple(placed[other] for other in before) or (0, 1)))
-    return body
+            placed[k] = len(nodes)
+            nodes.append(Kernel(captured, tuple(placed[other] for other in before) or (0, 1)))
+    return nodes
 
 
 class Loop:
@@ -131,7 +131,7 @@ class Loop:
         try:
             kernels = runtime.capture(lambda: launch(loop.condition))
             progress = Copy(self.progress.data_ptr(), index.data_ptr(), index.nbytes)
-            for node in plan(progress, self.network.graph.raw, runtime.nodes(kernels.raw)):
+            for node in body(progress, self.network.graph.raw, runtime.nodes(kernels.raw)):
                 node.add(loop)
             loop.instantiate()
             runtime.upload(loop)

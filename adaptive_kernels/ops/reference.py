@@ -224,7 +224,7 @@ def advance(*arguments) -> None:
     """The whole run of every sample: `step` until every sample waits; see `ops.advance`."""
     (*arguments, condition) = arguments if len(arguments) == 24 else (*arguments, None)
     rows, (criterion, max_skip, _, stages) = arguments[13], arguments[18:22]
-    # `released` may skip five times before its guard wakes (reference_rule: first five decisions).
+    # `released` may skip five times before its guard wakes (idle for the first five decisions).
     longest = {RELEASED: max(max_skip, 5), NEVER: 0}.get(criterion, max_skip)
     for k in range(min((longest + 1) * stages, rows.shape[0])):
         step(*arguments, k == 0, condition)

@@ -14,9 +14,10 @@ from .state import State
 class SamplingResult:
     """The latents of B samples, and who decided what on the way.
 
-    T solver steps, B samples; ``score[i]`` decided step i: left over right side of the criterion,
-    NaN where the step was forced without one. ``nonfinite``: whether a sample's latents hold NaN or
-    Inf. ``executor``, ``executor_why``: which one ran, and why that one and not those before it.
+    T rows of the solver's table (its network calls when nothing is skipped), B samples; ``score[i]``
+    decided row i: left over right side of the criterion, NaN where it was forced without one.
+    ``nonfinite``: whether a sample's latents hold NaN or Inf. ``executor``, ``executor_why``: which
+    one ran, and why that one and not those before it.
     """
 
     latents: Tensor  # [B, ...] float32
@@ -36,7 +37,7 @@ class StepInfo:
     """
 
     tick: int
-    index: Tensor  # [B] int32: solver steps done
+    index: Tensor  # [B] int32: rows done
     nfe: Tensor  # [B] int32
     refreshed: Tensor  # [T, B] bool, filled up to index
     latents: Callable[[], Tensor]  # () -> [B, ...] float32, each sample at its own step

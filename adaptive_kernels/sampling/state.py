@@ -70,7 +70,7 @@ class State:
         x = latents.reshape(batch, latents.shape[1:].numel()).float()
         elements, steps = x.shape[1], table.num_steps
         model_input = (x * float(table.input_scale[0])).to(dtype)
-        # float32 holds every timestep of a table exactly; float64 has no place in a network.
+        # A network takes int64 or float32: other timesteps of a scheduler are rounded to float32.
         timestep = table.timesteps[:1].to(device)
         timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
         count = batch if guidance_scale is None else 2 * batch

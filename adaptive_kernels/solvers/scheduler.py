@@ -117,10 +117,10 @@ def _check_arguments(
 
 def _begin(twin: Any, steps: int | None, strength: float | None, index: int, stages: int) -> int:
     """Return the first row to run, counted as image-to-image pipelines count."""
-    rows = len(twin.timesteps)
+    count = len(twin.timesteps)
     if strength is None:
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < rows:
-            raise ValueError(f"begin_index must be an int in [0, {rows - 1}], got {index!r}")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise ValueError(f"begin_index must be an int in [0, {count - 1}], got {index!r}")
         if index % stages:
             raise ValueError(f"begin_index must be a multiple of the {stages} stages, got {index}")
         return index
@@ -128,8 +128,8 @@ def _begin(twin: Any, steps: int | None, strength: float | None, index: int, sta
         raise ValueError(f"strength and begin_index exclude each other, got {strength} and {index}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
-    steps = rows if steps is None else steps
+    steps = count if steps is None else steps
     begin = (steps - int(steps * strength)) * stages
-    if begin >= rows:
+    if begin >= count:
         raise ValueError(f"strength must leave a step to run, got {strength} of {steps} steps")
     return begin

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adaptive_kernels import __version__
+from adaptive_kernels.files import replacing
 
 
 class Records:
@@ -67,12 +67,8 @@ class Records:
 def appearing(path: Path) -> Iterator[Path]:
     """A path beside `path`, whose folder is made; renamed to it when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
+    with replacing(path) as unfinished:
         yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _file_name(method: str) -> str:

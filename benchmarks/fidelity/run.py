@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from adaptive_kernels.metrics import psnr, ssim
 
-from . import adaptive_dpm, deepcache, oracle, ours, peers, planned
 from .method import Method
+from .methods import adaptive_dpm, deepcache, ours, peers, planned
+from .oracle import search as oracle
 from .problem import Problem
 from .records import Records, appearing
 from .tune import POINTS, tune

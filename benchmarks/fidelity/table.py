@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .features import kid
-from .ours import FULL
+from .methods.ours import FULL
 from .records import Records, appearing
 from .run import Entry
 

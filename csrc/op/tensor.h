@@ -1,4 +1,4 @@
-// What the ops know of tensors: the only header that includes LibTorch, and only its stable ABI.
+// What the ops know of tensors, by LibTorch's stable ABI; other headers know its dtypes at most.
 // Arguments are checked here so that a direct call of an op with a wrong tensor raises instead of
 // reading past its end.
 #pragma once

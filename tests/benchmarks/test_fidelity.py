@@ -16,8 +16,9 @@ from PIL import Image
 
 from adaptive_kernels import AdaptiveConfig
 from adaptive_kernels.demo import model as demo_model
-from benchmarks.fidelity import features, folder, ours, run, table, tune
+from benchmarks.fidelity import features, folder, run, table, tune
 from benchmarks.fidelity.__main__ import main
+from benchmarks.fidelity.methods import ours
 from benchmarks.fidelity.records import appearing
 
 PICTURES = ("psnr-nfe.png", "nfe.png", "decisions.png", "ablation.png")

@@ -12,10 +12,12 @@ import torch
 
 import adaptive_kernels as ak
 from adaptive_kernels.rules.plan import Plan
-from benchmarks.fidelity import agreement, oracle
-from benchmarks.fidelity.agreement import chi_square, lowest, spearman
-from benchmarks.fidelity.oracle import Oracle
-from benchmarks.fidelity.paths import candidates, fewest_calls, response
+from benchmarks.fidelity.oracle import __main__ as command
+from benchmarks.fidelity.oracle import agreement
+from benchmarks.fidelity.oracle import search as oracle
+from benchmarks.fidelity.oracle.agreement import chi_square, lowest, spearman
+from benchmarks.fidelity.oracle.paths import candidates, fewest_calls, response
+from benchmarks.fidelity.oracle.search import Oracle
 from benchmarks.fidelity.problem import Batch, Problem, make_scheduler
 
 SHAPE = (2, 3, 2)
@@ -322,9 +324,9 @@ def test_methods_give_what_they_found():
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(oracle, "shipped", lambda solver, steps, samples: tiny(solver, steps))
+    monkeypatch.setattr(command, "shipped", lambda solver, steps, samples: tiny(solver, steps))
     words = ["--steps", "10", "--calls", "5", "--out", str(tmp_path), "--no-progress"]
-    assert oracle.main([*words, "--json"]) == 0
+    assert command.main([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     names = [(row["fill"], row["estimator"]) for row in report["agreement"]]
     four = ("third_order", "released", "defect", "other samples")
@@ -338,7 +340,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "oracle.png").read_bytes().startswith(b"\x89PNG")
     lines = agreement.table(report["agreement"]).splitlines()
     assert len(lines) == 10 and lines[0].startswith("| fill   | estimator")
-    assert oracle.main(["--steps", "10", "--calls", "11", "--no-progress"]) == 1
+    assert command.main(["--steps", "10", "--calls", "11", "--no-progress"]) == 1
     assert "calls must be from 2 to 10" in capsys.readouterr().err
 
 

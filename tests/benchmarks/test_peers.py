@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 import adaptive_kernels as ak
 from adaptive_kernels.demo.model import NULL_LABEL
 from adaptive_kernels.metrics import psnr
-from benchmarks.fidelity import adaptive_dpm, deepcache, loop, ours, peers
+from benchmarks.fidelity.methods import adaptive_dpm, deepcache, loop, ours, peers
 from benchmarks.fidelity.problem import Batch, Problem, make_scheduler, shipped
 
 SHAPE = (2, 3, 4)
@@ -263,7 +263,7 @@ def test_always_calling_is_the_sampler(solver):
     problem = two_classes(solver, 8)
     batch = problem.batch(0)
     full = ours.sampled(ours.NEVER)(problem, batch)
-    plain = loop.run(problem, batch, loop.Rule())
+    plain = loop.run(problem, batch, loop.SkipRule())
     bound = 1e-4 * full.latents.abs().max()
     assert (plain.latents - full.latents).abs().max() <= bound
     assert plain.nfe.tolist() == full.nfe.tolist() == [8, 8]
@@ -273,7 +273,7 @@ def test_easycache_without_tolerance_always_calls():
     problem = tiny("flow")
     found = loop.run(problem, problem.batch(0), peers.EasyCache(0.0))
     assert found.refreshed.all()
-    assert torch.equal(found.latents, loop.run(problem, problem.batch(0), loop.Rule()).latents)
+    assert torch.equal(found.latents, loop.run(problem, problem.batch(0), loop.SkipRule()).latents)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "unipc"])
@@ -446,7 +446,7 @@ def test_adaptive_dpm_serves_no_flow_matching():
 def test_deepcache_of_interval_one_is_the_model(solver):
     problem = two_classes(solver, 8)
     batch = problem.batch(0)
-    full = loop.run(problem, batch, loop.Rule())
+    full = loop.run(problem, batch, loop.SkipRule())
     same, half = (deepcache.make(n)(problem, batch) for n in (1, 2))
     assert torch.equal(same.latents, full.latents)
     assert same.nfe.tolist() == [8, 8]

@@ -34,7 +34,7 @@ def run(config, batch=1, seed=0, stages=1, roughness=1.0):
 
 
 def official(path, threshold, max_skip):
-    """The authors' loop as reference_rule describes it: one decision list for the whole tensor.
+    """The authors' loop, written out naively: one decision list for the whole tensor.
 
     path: y_{-1}, y_0, ..., the latents before and after every step.
     """

@@ -1,6 +1,5 @@
 // One solver step of a thread's elements, in registers: the arithmetic of core/step.h and its sums.
 // `step` does it once, `advance` once for every step of a run.
-// `step` does it once, `advance` once for every step of a run.
 #pragma once
 
 #include "core/noise.h"

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adaptive_kernels.demo.model import EMBEDDING, NULL_LABEL, SAMPLE_SHAPE, FashionUNet
 
+from ..method import Method, Outcome, Run
+from ..problem import Batch, FlowModel, Problem
 from . import loop
-from .method import Method, Outcome, Run
-from .problem import Batch, FlowModel, Problem
 
 
 class Cached(torch.nn.Module):
@@ -98,7 +98,7 @@ def make(interval: float) -> Run:
         model = Cached(_unet(problem), int(interval))
         if isinstance(problem.model, FlowModel):
             model = FlowModel(model)
-        outcome = loop.run(dataclasses.replace(problem, model=model), batch, loop.Rule())
+        outcome = loop.run(dataclasses.replace(problem, model=model), batch, loop.SkipRule())
         steps, samples = outcome.refreshed.shape
         full = torch.arange(steps)[:, None].expand(steps, samples) % int(interval) == 0
         nfe = torch.full((samples,), cost(steps, int(interval)), dtype=torch.float64)

@@ -18,23 +18,18 @@ for fewer calls may pass by another path than one for more. MODES of evaluating 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .method import Method, Outcome, Run
+from ..method import Method, Outcome, Run
+from ..problem import Batch, Problem
 from .paths import Forecast, Outputs, Solver, Trace, candidates, response
-from .problem import SOLVERS, Batch, Problem, shipped
 
-PROGRAM = "python -m benchmarks.fidelity.oracle"
 MODES = ("true", "recorded", "shortlist")
 MAX_SKIP = 4
 LAST, SHORT = 6, 3
@@ -211,39 +206,3 @@ def _method(name: str, fill: str) -> Method:
 # Each path is found on the very sample it serves, in mode "shortlist" (a second or so a sample on
 # one core at 50 steps); NFE counts the calls on the path alone.
 METHODS = [_method("greedy oracle", "reuse"), _method("greedy oracle, linear", "linear")]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Search, measure and write; the exit status is 0, 1 after an error, 2 for bad arguments."""
-    from . import agreement
-
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=agreement.__doc__)
-    option, count = parser.add_argument, {"type": int, "metavar": "N"}
-    option("--solver", choices=SOLVERS, default="ddim", help="default: ddim")
-    option("--steps", **count, default=50, help="of the solver; default: 50")
-    option("--samples-per-class", **count, default=1, help="default: 1, ten samples")
-    option("--calls", **count, default=20, help="of the network on a greedy path; default: 20")
-    option("--mode", choices=MODES, default="shortlist", help="default: shortlist; true: minutes")
-    option("--seed", **count, default=0, help="of the noise; default: 0")
-    option("--out", type=Path, default=Path("bench/fidelity"), metavar="DIR", help="for results")
-    option("--no-progress", action="store_true", help="draw no progress bar")
-    option("--json", action="store_true", help="print JSON in place of the tables")
-    given = parser.parse_args(arguments)
-    try:
-        problem = shipped(given.solver, given.steps, given.samples_per_class)
-        batch = problem.batch(given.seed)
-        measured = agreement.measure(problem, batch, given.calls, given.mode, not given.no_progress)
-        title = f"{problem.name}, {given.calls} calls, {len(batch.noise)} samples"
-        report = agreement.write(given.out, measured, batch.labels, problem.group_names, title)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 1
-    if "linear" not in measured.costs:
-        print("no linear fill and no defect: the solver's levels are not known", file=sys.stderr)
-    tables = "\n\n".join(map(agreement.table, report.values()))
-    print(json.dumps(report, indent=2) if given.json else tables)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,11 +14,11 @@ from adaptive_kernels import AdaptiveConfig
 from adaptive_kernels.demo.pictures import DPI
 from adaptive_kernels.metrics import psnr
 
-from .oracle import Found, Oracle
-from .ours import sampled
+from ..methods.ours import sampled
+from ..problem import Batch, Problem, worst_tenth
+from ..records import appearing
 from .paths import FILLS
-from .problem import Batch, Problem, worst_tenth
-from .records import appearing
+from .search import Found, Oracle
 
 OTHERS = "other samples"
 COLORS = {"third_order": "tab:blue", "released": "tab:cyan", "defect": "tab:red"}

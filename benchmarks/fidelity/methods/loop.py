@@ -20,8 +20,8 @@ from adaptive_kernels.sampling.network import NetworkCall
 from adaptive_kernels.solvers.levels import NoiseLevels
 from adaptive_kernels.solvers.table import SolverTable
 
-from .method import Outcome
-from .problem import Batch, Problem
+from ..method import Outcome
+from ..problem import Batch, Problem
 
 # Where alpha = 0 an eps output says nothing of x0; such quotients are held finite.
 SMALLEST = 1e-6
@@ -86,7 +86,7 @@ class Trace:
         return *self.level(i), levels.a[i].item(), levels.b[i].item()
 
 
-class Rule:
+class SkipRule:
     """Who calls the network, and what stands for its output elsewhere: one object for one run.
 
     This one always calls.
@@ -110,7 +110,7 @@ class Rule:
         return torch.full((self.trace.computed.shape[1],), value)
 
 
-class SkipUpdate(Rule):
+class SkipUpdate(SkipRule):
     """One call in k, and at the other steps nothing at all: the latents stay as they are.
 
     Source: the ablation in figure 3 of AdaptiveDiffusion, arXiv 2410.09873.
@@ -152,7 +152,7 @@ def guided_network(problem: Problem, batch: Batch) -> Callable[[Tensor, Tensor, 
 
 
 @torch.no_grad()
-def run(problem: Problem, batch: Batch, rule: Rule) -> Outcome:
+def run(problem: Problem, batch: Batch, rule: SkipRule) -> Outcome:
     """Sample a batch, calling the network where the rule says so.
 
     Where a rule skips the update too, x_{i+1} = x_i and the solver's history of h stays as it is.

@@ -9,14 +9,14 @@ import torch
 from adaptive_kernels import AdaptiveConfig, calibrate, load_config, save_config
 from adaptive_kernels.calibration.store import fingerprint
 
-from .method import Method, Run
+from ..method import Method, Run
+from ..problem import Batch, Problem
 from .ours import STREAMS, sampled
-from .problem import Batch, Problem
 
 # The noise the plans are fitted to; no run that is reported may start from it.
 SEED = 1_000_003
 TRIALS = 12
-FOLDER = Path(__file__).resolve().parents[2] / "bench" / "fidelity" / "plans"
+FOLDER = Path(__file__).resolve().parents[3] / "bench" / "fidelity" / "plans"
 
 
 def plan(problem: Problem, calls: int, folder: Path = FOLDER) -> AdaptiveConfig:

@@ -7,8 +7,8 @@ import math
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
 from adaptive_kernels.rules.config import DEFAULT_THRESHOLDS
 
-from .method import Method, Outcome, Run
-from .problem import Batch, Problem
+from ..method import Method, Outcome, Run
+from ..problem import Batch, Problem
 
 # A stochastic solver's noise streams: sample b of seed s draws stream s * STREAMS + b.
 STREAMS = 2**20

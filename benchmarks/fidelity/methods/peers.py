@@ -14,13 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..method import Method
+from ..problem import Problem
 from . import loop
-from .method import Method
 from .ours import periods
-from .problem import Problem
 
 
-class Zeus(loop.Rule):
+class Zeus(loop.SkipRule):
     """A fixed pattern of skips with an extrapolated output.
 
     After step k of 50, with period r (theirs: 3), step k + 1 is skipped if
@@ -59,7 +59,7 @@ class Zeus(loop.Rule):
         return 2 * trace.m[i - 1] - trace.m[i - 2] if nth % 2 else trace.m[i - 1]
 
 
-class Sada(loop.Rule):
+class Sada(loop.SkipRule):
     """The sign of a momentum says who skips, then a fixed pattern.
 
     With N steps, beta_k of the training schedule, e the last computed eps and the latents in the
@@ -127,7 +127,7 @@ class Sada(loop.Rule):
         return trace.output(i, (self.ahead - sigma * self.eps) / max(alpha, loop.SMALLEST))
 
 
-class EasyCache(loop.Rule):
+class EasyCache(loop.SkipRule):
     """The change of the network input, summed up, in units of what it did to the output.
 
         at a call    K = mean|out - out_last| / mean|in - in_last|, last the call before
@@ -174,7 +174,7 @@ class EasyCache(loop.Rule):
         self.output, self.input = output, given
 
 
-class TaylorSeer(loop.Rule):
+class TaylorSeer(loop.SkipRule):
     """One call in n after the first three, and a Taylor series of the output between them.
 
         D_0 = out,  D_{j+1} = (D_j - D_j of the call before) / (steps between the two calls)
@@ -215,7 +215,7 @@ def _mean(x: Tensor) -> Tensor:
     return x.abs().mean(1)
 
 
-def _method(name: str, rule: Callable[[float], loop.Rule], **how) -> Method:
+def _method(name: str, rule: Callable[[float], loop.SkipRule], **how) -> Method:
     return Method(name, lambda x: lambda problem, batch: loop.run(problem, batch, rule(x)), **how)
 
 

@@ -26,9 +26,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..method import Method, Outcome
+from ..problem import Batch, Problem
 from .loop import guided_network
-from .method import Method, Outcome
-from .problem import Batch, Problem
 
 # Theirs, for data in [-1, 1].
 RTOL = 0.05

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from adaptive_kernels.rules.fills import coordinates, linear_weights
 from adaptive_kernels.solvers.table import SolverTable
 
-from .loop import guided_network
-from .problem import Batch, Problem
+from ..methods.loop import guided_network
+from ..problem import Batch, Problem
 
 FILLS = ("reuse", "linear")
 ROWS = 32  # samples per network call: more are no faster on a CPU
