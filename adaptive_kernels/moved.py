@@ -10,6 +10,7 @@ from types import ModuleType
 MOVED = {
     "config": "rules.config",
     "demo_model": "demo.model",
+    "fills": "rules.fills",
     "levels": "solvers.levels",
     "plan": "rules.plan",
     "result": "sampling.result",

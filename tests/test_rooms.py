@@ -127,6 +127,7 @@ def test_importing_the_package_is_light():
         ("schedule", "SolverTable"),
         ("schedule", "UnsupportedSchedulerError"),
         ("levels", "NoiseLevels"),
+        ("fills", "FillTables"),
         ("result", "SamplingResult"),
     ],
 )
