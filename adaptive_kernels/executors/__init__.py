@@ -2,7 +2,7 @@
 
 from .capability import EXECUTORS
 from .eager import Job
+from .guard import CaptureError
 from .select import Executors
-from .watch import CaptureError
 
 __all__ = ["EXECUTORS", "CaptureError", "Executors", "Job"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..ops import library
+from ..ops import dispatch
 
 # The fastest first; the order in which "auto" tries them.
 EXECUTORS = ("graph", "groups", "eager")
@@ -50,7 +50,7 @@ def facts(device: str) -> Facts:
         device=device,
         present=present,
         rocm=torch.version.hip is not None,
-        implementation=library.implementation(device),
+        implementation=dispatch.implementation(device),
         loop=None if cuda else why,
     )
 
@@ -70,7 +70,7 @@ def _groups(machine: Facts) -> tuple[bool, str]:
     if not machine.present:
         return False, "torch finds no CUDA or ROCm device here"
     name, why = machine.implementation
-    if name not in (library.COMPILED["cuda"][1], "Triton"):
+    if name not in (dispatch.COMPILED["cuda"][1], "Triton"):
         return False, f"the ops are served by the {name}, which a graph cannot hold: {why}"
     return True, "CUDA graphs, launched ahead by the host"
 
@@ -82,7 +82,7 @@ def _graph(machine: Facts) -> tuple[bool, str]:
     if machine.rocm:
         return False, "ROCm has no conditional nodes"
     name, why = machine.implementation
-    if name != library.COMPILED["cuda"][1]:
+    if name != dispatch.COMPILED["cuda"][1]:
         return False, f"only the compiled CUDA library can end a loop inside a graph: {why}"
     if machine.loop is not None:
         return False, machine.loop

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .captured import CapturedNetwork
-from .watch import CaptureError
+from .capture import CapturedNetwork
+from .guard import CaptureError
 
 POLL = 0.002  # seconds between two looks at the progress
 

@@ -16,8 +16,8 @@ from typing import Any
 from ..ops import reference
 from ..rules.config import AdaptiveConfig
 from ..solvers.table import SolverTable
-from .captured import CapturedNetwork
-from .watch import CaptureError
+from .capture import CapturedNetwork
+from .guard import CaptureError
 
 
 class Group:

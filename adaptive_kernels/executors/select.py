@@ -12,13 +12,13 @@ from ..rules.fills import longest_run
 from ..sampling.state import State
 from ..solvers.table import SolverTable
 from . import capability
-from .captured import CapturedNetwork, signature
+from .capture import CapturedNetwork, signature
 from .eager import Job, eager
 from .fastest import Fastest
 from .graph import Loop
 from .groups import Groups, least_groups
+from .guard import CaptureError
 from .runtime import Runtime
-from .watch import CaptureError
 
 
 class _Capture:

@@ -1,6 +1,6 @@
-"""The torch ops `step` and `advance`: what they are (schema), and what serves them (library)."""
+"""The torch ops `step` and `advance`: what they are (schema), and what serves them (dispatch)."""
 
-from .library import implementation
+from .dispatch import implementation
 from .report import info
 from .schema import advance, step, workspace_shape
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..version import __version__
-from .library import LOADED, implementation
+from .dispatch import LOADED, implementation
 
 
 def info() -> dict:

@@ -56,7 +56,7 @@ Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memor
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 
 Ops write into what they get and return nothing; torch.compile sees one opaque call. `reference` is
-their default implementation (CompositeExplicitAutograd); `library` overrides it per device.
+their default implementation (CompositeExplicitAutograd); `dispatch` overrides it per device.
 """
 
 import torch

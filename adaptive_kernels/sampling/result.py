@@ -14,8 +14,8 @@ from .state import State
 class SamplingResult:
     """The latents of B samples, and who decided what on the way.
 
-    T rows of the solver's table (its network calls when nothing is skipped), B samples; ``score[i]``
-    decided row i: left over right side of the criterion, NaN where it was forced without one.
+    T rows of the solver's table (its network calls when nothing is skipped), B samples.
+    ``score[i]`` decided row i: left over right side of the criterion, NaN where none was asked.
     ``nonfinite``: whether a sample's latents hold NaN or Inf. ``executor``, ``executor_why``: which
     one ran, and why that one and not those before it.
     """

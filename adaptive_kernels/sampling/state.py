@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.library import warn_if_slow
+from ..ops.dispatch import warn_if_slow
 from ..rules.config import AdaptiveConfig
 from ..rules.fills import FillTables, fill_tables
 from ..solvers.table import SolverTable

@@ -9,7 +9,7 @@ import torch
 import adaptive_kernels as ak
 from adaptive_kernels.executors import select as executors
 from adaptive_kernels.executors.groups import least_groups
-from adaptive_kernels.executors.watch import Watch
+from adaptive_kernels.executors.guard import Guard
 from benchmarks.executors import loop as gpu_loop
 from benchmarks.executors import networks as gpu_networks
 from benchmarks.executors import overhead as gpu_overhead
@@ -63,7 +63,7 @@ def test_the_unets_have_their_published_sizes_and_a_graph_can_hold_them(config, 
     }
     size = config["sample_size"]
     x = torch.empty(2, 4, size, size, dtype=torch.bfloat16, device="meta")
-    with Watch(torch.device("meta")):
+    with Guard(torch.device("meta")):
         timestep = torch.empty(2, dtype=torch.int64, device="meta")
         out = model(x, timestep, **gpu_networks.nested(half)).sample
     assert out.shape == x.shape and out.dtype == x.dtype
@@ -79,7 +79,7 @@ def test_the_small_unet_takes_what_the_large_one_takes():
 
 def test_a_stack_reads_everything_and_a_graph_can_hold_it():
     assert_reads_everything(stack())
-    with torch.device("meta"), Watch(torch.device("meta")):
+    with torch.device("meta"), Guard(torch.device("meta")):
         x, text = torch.empty(2, 4, 64, 64), torch.empty(2, gpu_networks.TOKENS, 768)
         model = gpu_networks.Stack(3)
         assert model(x, torch.empty(2, dtype=torch.int64), text).shape == x.shape

@@ -7,7 +7,7 @@ import pytest
 
 from adaptive_kernels.executors import capability
 from adaptive_kernels.executors.capability import EXECUTORS, Facts
-from adaptive_kernels.ops import library
+from adaptive_kernels.ops import dispatch
 
 CUDA = Facts("cuda", True, False, ("compiled CUDA", "loaded _C_cuda.abi3.so"), None)
 
@@ -37,7 +37,7 @@ def test_a_current_cuda_machine_has_all_of_them():
             "only the compiled CUDA library can end a loop inside a graph: not built: no nvcc",
         ),
         (
-            {"implementation": (library.REFERENCE, "not built")},
+            {"implementation": (dispatch.REFERENCE, "not built")},
             ["eager"],
             "which a graph cannot hold: not built",
         ),
@@ -59,7 +59,7 @@ def test_every_answer_has_a_reason_and_a_loop_implies_groups():
         ("cpu", "cuda", "xpu", "mps"),
         (True, False),
         (True, False),
-        ("compiled CUDA", "Triton", library.REFERENCE, "compiled C++"),
+        ("compiled CUDA", "Triton", dispatch.REFERENCE, "compiled C++"),
         (None, "no driver"),
     ):
         answers = capability.executors(Facts(device, present, rocm, (name, "so"), loop))

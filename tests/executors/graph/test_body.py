@@ -3,7 +3,7 @@
 import pytest
 
 from adaptive_kernels.executors.graph import Child, Copy, Kernel, body
-from adaptive_kernels.executors.watch import CaptureError
+from adaptive_kernels.executors.guard import CaptureError
 
 PROGRESS = Copy(destination=10, source=20, bytes=8)
 

@@ -57,7 +57,7 @@ def is_compiled(model: Any) -> bool:
     )
 
 
-class Watch(TorchDispatchMode):
+class Guard(TorchDispatchMode):
     """Refuses, by name and before it happens, what a capture would fail or go wrong on.
 
     Random numbers: a graph would replay the same ones, or none. Host reads and copies: they wait

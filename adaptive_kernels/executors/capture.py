@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..sampling.network import NetworkCall
 from ..sampling.state import State
+from .guard import CaptureError, Guard, is_compiled, where
 from .identity import identity
-from .watch import CaptureError, Watch, is_compiled, where
 
 WARM_UP = 3  # calls before a capture: handles, autotuning, kernels loaded when first used
 
@@ -81,14 +81,14 @@ class CapturedNetwork:
 
     def _warm_up(self) -> None:
         with _as_capture_error("failed while it was warmed up"), self.runtime.on_stream():
-            watch = Watch(self.state.latents.device)
+            guard = Guard(self.state.latents.device)
             if is_compiled(self.network.model):
-                # Compiled code draws numbers where a watch does not see it.
+                # Compiled code draws numbers where a guard does not see it.
                 self._call()
-                if watch.draws(self._call)[1]:
+                if guard.draws(self._call)[1]:
                     raise CaptureError("the network draws random numbers")
             else:
-                with watch:
+                with guard:
                     self._call()
             for _ in range(1, WARM_UP):
                 output = self._call()

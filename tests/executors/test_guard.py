@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from adaptive_kernels.executors.watch import CaptureError, Watch, is_compiled, where
+from adaptive_kernels.executors.guard import CaptureError, Guard, is_compiled, where
 from tests.support import denoisers
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
@@ -34,7 +34,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name):
     call, message = REFUSED[name]
-    with pytest.raises(CaptureError, match=message), Watch(torch.device("cpu")):
+    with pytest.raises(CaptureError, match=message), Guard(torch.device("cpu")):
         call(X)
 
 
@@ -44,38 +44,38 @@ def test_ordinary_networks_pass_with_the_same_result(kind):
     model, x = denoisers.made(kind), torch.randn(2, 4, 8, 8)
     t = torch.tensor([3, 700])
     expected = model(x, t)
-    with Watch(torch.device("cpu")):
+    with Guard(torch.device("cpu")):
         got = model(x, t)
     assert torch.equal(got, expected)
 
 
 def test_one_value_written_through_a_mask_is_a_fill():
-    with Watch(torch.device("cpu")):
+    with Guard(torch.device("cpu")):
         X.clone().index_put_((X > 0,), X.new_zeros(()))
 
 
 def test_a_draw_of_another_thread_is_not_the_networks():
     """A generator that moved once may have been moved by anyone."""
-    watch, others = Watch(torch.device("cpu")), iter([True, False])
+    guard, others = Guard(torch.device("cpu")), iter([True, False])
 
     def call():
         if next(others):
             torch.rand(1)
         return 7
 
-    assert watch.draws(call) == (7, False)
-    assert watch.draws(lambda: torch.rand(1))[1]
+    assert guard.draws(call) == (7, False)
+    assert guard.draws(lambda: torch.rand(1))[1]
 
 
 def test_another_device_is_not_watched():
-    with Watch(torch.device("cuda", 0)):
+    with Guard(torch.device("cuda", 0)):
         assert X.sum().item() == pytest.approx(0, abs=1e-6)
         assert len(X[X > 0]) and torch.tensor(1.0).item() == 1
 
 
 def test_other_threads_are_not_watched():
     got = []
-    with Watch(torch.device("cpu")):
+    with Guard(torch.device("cpu")):
         thread = threading.Thread(target=lambda: got.append(X.sum().item() + torch.rand(1).item()))
         thread.start()
         thread.join()
