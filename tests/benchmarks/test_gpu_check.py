@@ -20,10 +20,9 @@ from benchmarks.check import report as gpu_report
 from benchmarks.executors import overhead as gpu_overhead
 from benchmarks.ops.gpu import bench as gpu_bench
 from benchmarks.ops.gpu import cases as gpu_cases
-from benchmarks.ops.gpu import compiled as gpu_compiled
-from benchmarks.ops.gpu import eager as gpu_eager
 from benchmarks.ops.gpu import expected as gpu_expected
 from benchmarks.ops.gpu import runners as gpu_runners
+from benchmarks.ops.gpu import scheduler as gpu_scheduler
 from benchmarks.support import clock as gpu_clock
 
 ROOT = Path(__file__).parents[2]
@@ -53,16 +52,14 @@ def as_it_stands(function, **_):
 
 def written_out(case, lanes):
     """`eager` where diffusers is missing."""
-    runner = gpu_eager.eager(case, lanes)
-    runner.scheduler, runner.note = gpu_eager.Ddim("cpu"), "written out"
-    return runner
+    return gpu_runners.Eager(case, lanes, (gpu_scheduler.Ddim("cpu"), "written out"))
 
 
 RUNNERS = {
     "ours": gpu_bench.compiled_op,
-    "eager": gpu_eager.eager,
+    "eager": gpu_runners.Eager,
     "eager, written out": written_out,
-    "compiled": functools.partial(gpu_compiled.Compiled, compile=as_it_stands),
+    "compiled": functools.partial(gpu_runners.Compiled, compile=as_it_stands),
 }
 
 
@@ -89,7 +86,7 @@ def verify(name, case, result):
 
 
 def test_the_table_is_that_of_diffusers_scheduler():
-    scheduler, note = gpu_eager.scheduler("cpu")
+    scheduler, note = gpu_scheduler.scheduler("cpu")
     assert diffusers.__version__ in note
     own, theirs = gpu_cases.table(), SolverTable.from_scheduler(scheduler, gpu_cases.STEPS)
     assert torch.equal(own.timesteps, theirs.timesteps)
@@ -105,8 +102,8 @@ def test_the_table_is_that_of_diffusers_scheduler():
 
 
 def test_the_scheduler_written_out_has_the_bits_of_diffusers():
-    theirs, _ = gpu_eager.scheduler("cpu")
-    own = gpu_eager.Ddim("cpu")
+    theirs, _ = gpu_scheduler.scheduler("cpu")
+    own = gpu_scheduler.Ddim("cpu")
     assert torch.equal(own.timesteps, theirs.timesteps)
     sample, output = torch.randn(2, 2, 3, 5)
     for dtype in (torch.float32, torch.bfloat16):
@@ -177,7 +174,7 @@ def test_bytes_moved_are_what_the_reference_touches(case):
 
     def launch(other=None):
         """All slots and scalars after launch 0, with other numbers in one slot before it."""
-        state = gpu_cases.clone(lane.state)
+        state = lane.state.clone()
         state.model_output = lane.model_outputs[0].clone()
         if other:
             part = slots(state)[other]
@@ -254,7 +251,7 @@ def test_the_compiled_functions_are_one_graph(criterion, op):
         assert (fullgraph, dynamic, mode) == (True, False, "reduce-overhead")
         return torch.compile(function, fullgraph=True, dynamic=False, backend=count)
 
-    runner = gpu_compiled.Compiled(case, lanes(case), compile=compiler)
+    runner = gpu_runners.Compiled(case, lanes(case), compile=compiler)
     for k in range(4):
         runner(k)
     assert runner.note == "torch.compile, mode reduce-overhead"

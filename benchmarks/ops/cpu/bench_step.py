@@ -3,7 +3,7 @@
     python -m pytest benchmarks/ops/cpu/bench_step.py --benchmark-only
 
 One step from the middle of a 50-step DDIM sampling (cases.py). All implementations of a case
-(implementations.py) are checked against `reference`, then timed in turns, so that a busy
+(runners.py) are checked against `reference`, then timed in turns, so that a busy
 stretch of the machine meets all of them; conftest.py adds the ratios between them to the JSON. A
 run on a quiet machine becomes the stored one as a copy in benchmarks/results/step-cpu.json.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adaptive_kernels.ops import reference
 from adaptive_kernels.sampling.state import State
+from benchmarks.ops.baselines.start import Result
 from benchmarks.ops.cpu.cases import (
     CASES,
     DTYPES,
@@ -25,13 +26,13 @@ from benchmarks.ops.cpu.cases import (
     MIDDLE,
     STEPS,
     Case,
-    clone,
+    costs,
     kept,
     problem,
     slot,
     weights,
 )
-from benchmarks.ops.cpu.implementations import IMPLEMENTATIONS, Result
+from benchmarks.ops.cpu.runners import IMPLEMENTATIONS
 
 UNIT = 2.0**-24  # relative error of a float32 rounding
 
@@ -42,7 +43,7 @@ def expected(case: Case) -> tuple[State, State]:
     state = problem(case)
     both = []
     for batch_wide in (False, True):
-        after = clone(state)
+        after = state.clone()
         # The solver adds no noise; this spares `reference` from making it.
         after.noise = torch.zeros(1).expand(STEPS, *after.latents.shape[1:])
         reference.step(*after.arguments()[:-1], batch_wide, True)
@@ -112,11 +113,11 @@ def verify(name: str, case: Case, runner: Callable) -> None:
     result = runner.result()
     per_sample, batch_wide = expected(case)
     right = per_sample if name == "step" else batch_wide
-    refresh = result.refresh.expand(case.sizes[0])
+    refresh = torch.as_tensor(result.refresh).expand(case.sizes[0])
     assert torch.equal(refresh, right.refreshed[MIDDLE + 1]), "decision"
     error, exact = bound(name, case), slot(right, 0).double()
-    assert result.x_next.dtype == torch.float32, "dtype of the latents"
-    within("latents", result.x_next, exact, error)
+    assert result.latents.dtype == torch.float32, "dtype of the latents"
+    within("latents", result.latents, exact, error)
     scale, network = float(right.rows[MIDDLE, 4]), torch.finfo(DTYPES[case.dtype])
     exact = (scale * exact).repeat(1 + case.guided, 1)
     error = (scale * error).repeat(1 + case.guided, 1) + network.eps / 2 * exact.abs() * 1.01
@@ -127,19 +128,22 @@ def verify(name: str, case: Case, runner: Callable) -> None:
 
 
 def verify_defect(name: str, case: Case, result: Result, right: State) -> None:
-    """The kept output, 8 roundings in float32, and the defect, 4 more for the fill.
+    """The kept output, 8 roundings in float32, and the score, 4 more for the fill.
 
-    The rms of a sum is off by at most the rms of what its terms are off by. A sum of n squares in
-    any order rounds at most n times, which moves its root by half of that share.
+    The score is the defect in units of the threshold. The rms of a sum is off by at most the rms of
+    what its terms are off by. A sum of n squares in any order rounds at most n times, which moves
+    its root by half of that share.
     """
     low = roundings(name, case) * torch.finfo(DTYPES[case.dtype]).eps / 2
     size = output_size(case)
-    within("kept output", result.output, kept(case, right, 0).double(), (8 * UNIT + low) * size)
+    within("kept output", result.kept, kept(case, right, 0).double(), (8 * UNIT + low) * size)
     terms = (12 * UNIT + low) * size + 12 * UNIT * fill_size(case)
     error = float(weights(case)[6]) * terms.square().mean(1).sqrt().max()
-    exact = right.norms[:, 0]
-    share = (size.numel() / 2 + 8) * UNIT
-    within("defect", result.defect.expand_as(exact), exact, error + share * exact)
+    unit = float(costs(case)[0]) / float(right.threshold[0])
+    exact = right.norms[:, 0] * unit
+    share = (size.numel() / 2 + 12) * UNIT
+    score = torch.as_tensor(result.score).expand_as(exact)
+    within("score", score, exact, error * unit + share * exact)
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from adaptive_kernels.ops import reference
 from adaptive_kernels.rules.config import AdaptiveConfig
 from adaptive_kernels.sampling.state import State
 from adaptive_kernels.solvers.table import SolverTable
+from benchmarks.ops.baselines.start import Start
 
 STEPS, MIDDLE = 50, 25
 GUIDANCE = 5.0
@@ -103,11 +104,6 @@ def problem(case: Case) -> State:
     return state
 
 
-def clone(state: State) -> State:
-    values = {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(state).items()}
-    return State(**values)
-
-
 def slot(state: State, back: int) -> Tensor:
     """[B, N]: the latents `back` steps before the one that step `MIDDLE` writes."""
     return state.latents[(MIDDLE + 1 - back) % state.latents.shape[0]]
@@ -131,3 +127,26 @@ def costs(case: Case) -> Tensor:
     if not case.skipped:
         newest, before = MIDDLE, newest
     return problem(case).run_cost[newest, newest - before - 1]
+
+
+def start(case: Case) -> Start:
+    """The state before step `MIDDLE`, for a baseline."""
+    state, filled = problem(case), case.filled
+    return Start(
+        criterion=case.criterion,
+        shape=case.sizes,
+        dtype=DTYPES[case.dtype],
+        guidance_scale=GUIDANCE if case.guided else None,
+        threshold=float(state.threshold[0]),
+        max_skip=state.rule[1],
+        step=MIDDLE,
+        steps=1,
+        fresh=not case.skipped,
+        model_output=state.model_output,
+        latents=[slot(state, back) for back in (1, 2, 3)],
+        norms=state.norms,
+        rows=state.rows[MIDDLE : MIDDLE + 1],
+        kept=[kept(case, state, back) for back in (1, 2)] if filled else [],
+        weights=weights(case)[None] if filled else None,
+        costs=costs(case) if filled else None,
+    )

@@ -22,10 +22,8 @@ import torch
 
 from adaptive_kernels import ops
 from benchmarks.ops.gpu.cases import LAUNCHES, SIZES, TINY, Case, Lane, cases, lane
-from benchmarks.ops.gpu.compiled import Captured, Compiled
-from benchmarks.ops.gpu.eager import eager
 from benchmarks.ops.gpu.expected import expected, verify
-from benchmarks.ops.gpu.runners import Copy, Op, Runner
+from benchmarks.ops.gpu.runners import Captured, Compiled, Copy, Eager, Op, Runner
 from benchmarks.support.clock import Clock, ceilings, clock
 
 # What the words of a result mean, for whoever reads the JSON alone.
@@ -65,7 +63,7 @@ def triton_op(case: Case, lanes: list[Lane]) -> Op:
 
 
 def implementations(device: str) -> dict[str, Callable[[Case, list[Lane]], Runner]]:
-    runners = {"ours": compiled_op, "eager": eager, "copy": Copy}
+    runners = {"ours": compiled_op, "eager": Eager, "copy": Copy}
     if device == "cuda":
         if importlib.util.find_spec("adaptive_kernels.ops.triton.launch"):
             runners["triton"] = triton_op

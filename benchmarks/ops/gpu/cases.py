@@ -17,6 +17,7 @@ from adaptive_kernels.rules.fills import FillTables, fill_tables
 from adaptive_kernels.sampling.state import State
 from adaptive_kernels.solvers.levels import NoiseLevels
 from adaptive_kernels.solvers.table import SolverTable
+from benchmarks.ops.baselines.start import Start
 
 # 40 runs of five steps must fit behind START; a sampling of 50 steps has room for 7.
 STEPS, START, LAUNCHES = 250, 15, 40
@@ -178,6 +179,33 @@ class Lane:
         """[B, N]: E_back, the output of the last refresh but `back`."""
         return self.state.outputs[(NFE - 1 - back) % OUTPUTS]
 
+    def start(self, case: "Case") -> Start:
+        """The same for a baseline."""
+        state, filled = self.state, case.criterion == "defect"
+        gaps = [RUN, *range(1, RUN)]
+        return Start(
+            criterion=case.criterion,
+            shape=case.size.shape,
+            dtype=case.dtype,
+            guidance_scale=GUIDANCE if case.size.guided else None,
+            threshold=THRESHOLDS[case.op],
+            max_skip=MAX_SKIP,
+            step=START,
+            steps=case.steps,
+            fresh=True,
+            model_output=self.model_outputs[0],
+            latents=[self.latents(back) for back in (0, 1, 2)],
+            norms=state.norms,
+            rows=state.rows[START : START + case.steps],
+            kept=[self.kept(back) for back in (0, 1)] if filled else [],
+            weights=torch.stack(
+                [state.weights[START + k, gap - 1, RUN - 1] for k, gap in enumerate(gaps)]
+            )
+            if filled
+            else None,
+            costs=state.run_cost[START, RUN - 1] if filled else None,
+        )
+
 
 def lane(case: Case, device: str, seed: int = 0) -> Lane:
     """Random latents and outputs that bend slowly; whatever a launch must write is NaN."""
@@ -216,8 +244,3 @@ def lane(case: Case, device: str, seed: int = 0) -> Lane:
     for _ in range(MODEL_OUTPUTS):
         start.model_outputs.append((output + 0.05 * normal(len(output))).to(case.dtype))
     return start
-
-
-def clone(state: State) -> State:
-    values = {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(state).items()}
-    return State(**values)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adaptive_kernels.ops import reference
 from adaptive_kernels.sampling.state import State
-from benchmarks.ops.gpu.cases import GUIDANCE, RING, RUN, START, Case, Lane, clone
-from benchmarks.ops.gpu.runners import Result
+from benchmarks.ops.baselines.start import Result
+from benchmarks.ops.gpu.cases import GUIDANCE, RING, RUN, START, Case, Lane
 
 UNIT = 2.0**-24  # relative error of a float32 rounding
 # In float32: 16 of a step, 12 more of fill and repair. In the network's dtype, eager only:
@@ -34,10 +34,10 @@ class Expected(NamedTuple):
 def expected(case: Case, lane: Lane) -> Expected:
     begun, after = [], []
     for batch_wide in (False, True):
-        first = clone(lane.state)
+        first = lane.state.clone()
         first.model_output, first.batch_wide = lane.model_outputs[0], batch_wide
         step(first, fresh=True)
-        last = clone(first)
+        last = first.clone()
         for _ in range(1, case.steps):
             step(last, fresh=False)
         begun.append(first)

@@ -1,23 +1,15 @@
-"""What bench.py calls and times: the op itself, and a copy of as many bytes."""
+"""What bench.py calls and times: the op itself, the baselines, and a copy of as many bytes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.ops.gpu.cases import LAUNCHES, MODEL_OUTPUTS, START, Case, Lane, clone
-
-
-class Result(NamedTuple):
-    """What launch 0 left of lane 0."""
-
-    latents: Tensor  # [B, N] of the step now reached
-    model_input: Tensor  # [B or 2B, N]
-    steps: Tensor | int  # [B] or one number: solver steps done
-    score: Tensor | float  # [B] or one number: left over right side of the first decision
-    batch_wide: bool  # whether the samples decided together
-    kept: Tensor | None = None  # [B, N]: the output a refresh under `defect` keeps
+from benchmarks.ops.baselines import compiled
+from benchmarks.ops.baselines.eager import eager
+from benchmarks.ops.baselines.start import Result
+from benchmarks.ops.gpu.cases import LAUNCHES, MODEL_OUTPUTS, START, Case, Lane
+from benchmarks.ops.gpu.scheduler import scheduler
 
 
 class Runner:
@@ -52,7 +44,7 @@ class Op(Runner):
     def __init__(self, case: Case, lanes: list[Lane], function: Callable):
         super().__init__(case, lanes)
         self.function = function
-        self.states = [clone(lane.state) for lane in lanes]
+        self.states = [lane.state.clone() for lane in lanes]
         fresh = (True,) if case.op == "step" else ()
         self.arguments = []
         for state, lane in zip(self.states, lanes, strict=True):
@@ -78,9 +70,9 @@ class Op(Runner):
         defect = self.case.criterion == "defect"
         # The next refresh takes the slot after this one's.
         kept = state.outputs[int(state.nfe[0] - 1) % 3] if defect else None
-        score = state.score[START + 1]
-        done = state.index - START
-        return Result(state.current(), state.model_input, done, score, state.batch_wide, kept)
+        score, done = state.score[START + 1], state.index - START
+        current = state.current(), state.model_input
+        return Result(*current, done, waits, score, state.batch_wide, kept)
 
     def verify(self, ks: list[int]) -> None:
         for lane, state in enumerate(self.states):
@@ -118,3 +110,52 @@ class Copy(Runner):
         lane = ks[0] % len(self.lanes)
         if not torch.equal(self.targets[lane], self.sources[lane]):
             raise AssertionError("a copy is not equal to its source")
+
+
+class Eager(Runner):
+    """The released code's way; results say which scheduler they are of."""
+
+    calls = 10
+
+    def __init__(self, case: Case, lanes: list[Lane], solver: tuple[Any, str] | None = None):
+        super().__init__(case, lanes)
+        device = lanes[0].state.latents.device.type
+        ddim, self.note = solver or scheduler(device)
+        self.calls_of_lanes = [eager(lane.start(case), ddim) for lane in lanes]
+
+    def __call__(self, k: int) -> None:
+        self.calls_of_lanes[k % len(self.lanes)]()
+
+    def result(self) -> Result:
+        return self.calls_of_lanes[0].result()
+
+
+class Compiled(Runner):
+    """mode="reduce-overhead": torch makes a CUDA graph of every call."""
+
+    mode: str | None = "reduce-overhead"
+
+    def __init__(self, case: Case, lanes: list[Lane], compile: Callable = torch.compile):
+        super().__init__(case, lanes)
+        starts = [lane.start(case) for lane in lanes]
+        self.call = compiled.Compiled(starts, False, self.mode, compile)
+        self.skipped_graphs = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+    def __call__(self, k: int) -> None:
+        self.call(k)
+
+    def result(self) -> Result:
+        return self.call.result()
+
+    @property
+    def note(self) -> str:
+        skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] - self.skipped_graphs
+        left_out = f", which left {skipped} CUDA graphs out" if self.mode and skipped else ""
+        return f"torch.compile, mode {self.mode or 'default'}{left_out}"
+
+
+class Captured(Compiled):
+    """Default mode, many calls captured in one CUDA graph as ours are: its kernels alone."""
+
+    mode = None
+    hows = ("graph",)

@@ -1,0 +1,1 @@
+"""The same step or run without this package: eagerly as released, and under torch.compile."""
