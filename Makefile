@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m adaptive_kernels demo --out demo
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 	@$(MAKE) --no-print-directory old-torch
 
 lint: $(VENV)/installed

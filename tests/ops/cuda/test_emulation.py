@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-HEADERS = Path(__file__).parents[2] / "support" / "emulation"
+HEADERS = Path(__file__).parents[2] / "support" / "emulation" / "include"
 ORDERS = IN_ORDER, REVERSED, RANDOM = 0, 1, 2
 SCHEDULES = [(IN_ORDER, 0), (REVERSED, 0), *((RANDOM, seed) for seed in range(24))]
 LAUNCH_FAILURE, TOO_LARGE = 719, 720

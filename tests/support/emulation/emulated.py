@@ -15,6 +15,7 @@ from adaptive_kernels.sampling.state import State
 from tests.support import problems
 
 HERE = Path(__file__).parent
+INCLUDE = HERE / "include"
 ROOT = HERE.parents[2]
 ORDERS = {"in order": 0, "reversed": 1, "random": 2}
 NAMESPACE = "adaptive_kernels_emulated"
@@ -47,16 +48,14 @@ def library(sanitized=False):
 
 
 def load(sanitized):
-    sources = sorted(
-        [*(ROOT / "csrc").rglob("*.h"), *(path for path in HERE.iterdir() if path.is_file())]
-    )
+    sources = sorted([*(ROOT / "csrc").rglob("*.h"), *INCLUDE.iterdir(), HERE / "emulated.cpp"])
     flags = FLAGS + SANITIZE * sanitized
     text = repr((flags, torch.__version__)).encode()
     key = hashlib.sha256(text + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     built = ROOT / "build" / "emulation" / f"{key}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
-        include = [f"-I{path}" for path in (HERE, ROOT / "csrc", *cpp_extension.include_paths())]
+        include = [f"-I{path}" for path in (INCLUDE, ROOT / "csrc", *cpp_extension.include_paths())]
         libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
         unfinished = built.with_suffix(f".{os.getpid()}")
         command = [compiler(), *flags, *include, HERE / "emulated.cpp", "-o", unfinished]

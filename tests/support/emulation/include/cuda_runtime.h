@@ -1,6 +1,6 @@
 // CUDA's runtime for kernels that a plain C++ compiler builds and the CPU runs; test-only.
 //
-// Found in place of CUDA's own with -I tests/support/emulation. device.h has what a test sets and reads,
+// Found in place of CUDA's own with -I to this folder. device.h has what a test sets and reads,
 // scheduler.h how threads run and what is reported as a failed launch.
 #pragma once
 
