@@ -12,9 +12,8 @@ from adaptive_kernels.metrics import psnr
 from adaptive_kernels.rules import fills
 from adaptive_kernels.rules.plan import Plan
 from adaptive_kernels.solvers.table import SolverTable
-from tests.solvers.test_scheduler import in_float64
 from tests.support import problems
-from tests.support.schedulers import CASE, KNOWN_LEVELS, table_of
+from tests.support.schedulers import CASE, KNOWN_LEVELS, in_float64, table_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 

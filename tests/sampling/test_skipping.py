@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
-from tests.ops.test_decide import official, paper
+from tests.support.decisions import official, paper
 from tests.support.schedulers import CASES, loop, prepare
 
 STEPS = 20

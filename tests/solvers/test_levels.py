@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from adaptive_kernels.solvers.table import SolverTable
-from tests.solvers.test_scheduler import follow
-from tests.support.schedulers import CASE, CASES, KNOWN_LEVELS, UNKNOWN_LEVELS, prepare, table_of
+from tests.support.schedulers import (
+    CASE,
+    CASES,
+    KNOWN_LEVELS,
+    UNKNOWN_LEVELS,
+    follow,
+    prepare,
+    table_of,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from adaptive_kernels.solvers import probe
 from adaptive_kernels.solvers.scheduler import UnsupportedSchedulerError
 from adaptive_kernels.solvers.table import SolverTable
-from tests.support.schedulers import CASE, CASES, STEPS, Case, loop, prepare
+from tests.support.schedulers import CASE, CASES, STEPS, Case, follow, in_float64, loop, prepare
 
 # numpy's complaint about how diffusers converts its tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -29,22 +29,6 @@ def network(u: Tensor, t: Tensor) -> Tensor:
 def slope(u: Tensor, t: Tensor) -> Tensor:
     """Return d network / d u."""
     return 0.1 * (1 - network(u, t) ** 2)
-
-
-def follow(table: SolverTable, x: Tensor, outputs, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the table in float64 as a kernel would; outputs(i, x_i) gives m_i, z is [T, ...].
-
-    Returns x_0 .. x_T and h_0 .. h_{T-1}.
-    """
-    latents, kept = [x.double()], []
-    for i in range(table.num_steps):
-        x = latents[-1]
-        kept.append(table.p[i] * x + table.q[i] * outputs(i, x))
-        x = table.A[i] * x + table.S[i] * z[i].double()
-        for k, h in zip(range(table.history), reversed(kept), strict=False):
-            x = x + table.C[i, k] * h
-        latents.append(x)
-    return torch.stack(latents), torch.stack(kept)
 
 
 class Rounding(TorchFunctionMode):
@@ -470,20 +454,6 @@ CLOSED_FORMS = {
     "kdpm2": kdpm2,
     "lcm": lcm,
 }
-
-
-def in_float64(scheduler):
-    """Make a scheduler compute its scalars in float64 too; its sigmas keep their float32 values."""
-    parent = type(scheduler)
-
-    def set_timesteps(self, *args, **kwargs) -> None:
-        parent.set_timesteps(self, *args, **kwargs)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.is_floating_point() and name != "timesteps":
-                setattr(self, name, value.double())
-
-    scheduler.__class__ = type(parent.__name__, (parent,), {"set_timesteps": set_timesteps})
-    return scheduler
 
 
 @pytest.mark.parametrize("n", [2, 5, 20])

@@ -183,3 +183,33 @@ def loop(
                 x = scheduler.step(m, t, x, **step_kwargs, return_dict=False)[0]
             latents.append(x)
     return torch.stack(latents)
+
+
+def follow(table: SolverTable, x: Tensor, outputs, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the table in float64 as a kernel would; outputs(i, x_i) gives m_i, z is [T, ...].
+
+    Returns x_0 .. x_T and h_0 .. h_{T-1}.
+    """
+    latents, kept = [x.double()], []
+    for i in range(table.num_steps):
+        x = latents[-1]
+        kept.append(table.p[i] * x + table.q[i] * outputs(i, x))
+        x = table.A[i] * x + table.S[i] * z[i].double()
+        for k, h in zip(range(table.history), reversed(kept), strict=False):
+            x = x + table.C[i, k] * h
+        latents.append(x)
+    return torch.stack(latents), torch.stack(kept)
+
+
+def in_float64(scheduler):
+    """Make a scheduler compute its scalars in float64 too; its sigmas keep their float32 values."""
+    parent = type(scheduler)
+
+    def set_timesteps(self, *args, **kwargs) -> None:
+        parent.set_timesteps(self, *args, **kwargs)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.is_floating_point() and name != "timesteps":
+                setattr(self, name, value.double())
+
+    scheduler.__class__ = type(parent.__name__, (parent,), {"set_timesteps": set_timesteps})
+    return scheduler

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from adaptive_kernels.ops import reference
 from adaptive_kernels.rules.config import AdaptiveConfig
 from adaptive_kernels.sampling.state import State
-from tests.ops.test_step import DTYPES, RULES, assert_step_agrees, rows_of
 from tests.support import problems
+from tests.support.agreement import DTYPES, RULES, assert_step_agrees, rows_of
 from tests.support.emulation import emulated
 
 pytestmark = pytest.mark.skipif(not emulated.compiler(), reason="needs a C++ compiler")

@@ -9,9 +9,7 @@ import torch
 
 from adaptive_kernels.ops.triton import launch as triton_kernels
 from tests.support import problems
-
-triton = pytest.importorskip("triton", reason="Triton is not installed")
-on_triton = pytest.importorskip("tests.ops.triton.test_triton").on_triton
+from tests.support.interpreted import on_triton, triton
 
 
 class Driver:

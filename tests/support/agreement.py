@@ -1,0 +1,67 @@
+"""One step against `reference`: what must agree, and how closely."""
+
+import torch
+from hypothesis import assume
+
+from adaptive_kernels.ops import reference
+from tests.support import problems
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+RULES = [*problems.REUSE, *problems.FILLED]
+
+
+def assert_step_agrees(state, fresh):
+    """One op step against one reference step from the same state; returns the reference's."""
+    expected = problems.clone(state)
+    bound = problems.update_bound(state, fresh)
+    before = problems.clone(state)
+    state.step(fresh)
+    reference.step(*expected.arguments(), fresh)
+    moved = state.index > before.index
+    assert torch.equal(state.progress[0], expected.progress[0])
+    batch = torch.arange(state.latents.shape[1])
+    slot = state.index.long() % state.latents.shape[0]
+    error = (state.latents[slot, batch].double() - expected.latents[slot, batch].double()).abs()
+    # Both store float32: half a unit in the last place of the result on top of the bound.
+    stored = expected.latents[slot, batch].double().abs() * problems.EPS
+    assert bool((error <= bound + 2 * stored)[moved].all()), (error - bound).max()
+
+    # Everything but the new latents' slot is untouched, bit for bit.
+    keep = torch.ones(state.latents.shape[:2], dtype=torch.bool)
+    keep[slot[moved], batch[moved]] = False
+    bits = (state.latents.view(torch.int32), before.latents.view(torch.int32))
+    assert torch.equal(bits[0][keep], bits[1][keep])
+    if state.outputs is not None:
+        assert_outputs_agree(state, expected, before, moved & (before.progress[1] == 0))
+
+    near = (expected.score.nan_to_num(0) - 1).abs() < 1e-4
+    assume(not bool(near.any()))
+    assert torch.equal(state.refreshed, expected.refreshed)
+    assert torch.equal(state.progress, expected.progress)
+    assert torch.equal(state.timestep, expected.timestep)
+    assert torch.equal(
+        state.model_input[~rows_of(moved, state)], before.model_input[~rows_of(moved, state)]
+    )
+    return expected, bound
+
+
+def assert_outputs_agree(state, expected, before, called):
+    """A network call leaves e = u x + w m in the ring's next slot, and no other slot changes."""
+    slot, batch = before.nfe.long() % len(state.outputs), torch.arange(state.latents.shape[1])
+    new, right = state.outputs[slot, batch].double(), expected.outputs[slot, batch].double()
+    row = state.rows[before.index.clamp(max=len(state.rows) - 1).long()].double().abs()
+    x = before.latents[before.index.long() % len(before.latents), batch].double().abs()
+    m = before.model_output.double().abs()
+    if len(m) > len(x):
+        m = m[: len(x)] + state.guidance_scale[:, None].abs() * (m[len(x) :] + m[: len(x)])
+    # Guidance 3, product 1, addition 1, and one each for storing float32.
+    bound = 7 * problems.EPS * (row[:, 6, None] * x + row[:, 7, None] * m)
+    assert bool(((new - right).abs() <= bound)[called].all())
+    keep = torch.ones(state.outputs.shape[:2], dtype=torch.bool)
+    keep[slot[called], batch[called]] = False
+    bits = (state.outputs.view(torch.int32), before.outputs.view(torch.int32))
+    assert torch.equal(bits[0][keep], bits[1][keep])
+
+
+def rows_of(mask, state):
+    return mask.repeat(len(state.model_input) // max(len(mask), 1))
