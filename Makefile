@@ -75,4 +75,4 @@ endef
 
 clean:
 	rm -rf $(VENV) $(OLD_VENV) $(VENV)-bootstrap $(OLD_VENV)-bootstrap build demo bench \
-		adaptive_kernels/*/*.so *.egg-info
+		adaptive_kernels/*.so adaptive_kernels/*/*.so *.egg-info

@@ -25,7 +25,8 @@ CXX = [
 ]
 NVCC = [
     *[TORCH_TARGET, "-O3", "-std=c++17", "-DUSE_CUDA", "-fmad=false", "--threads=2"],
-    f"-Xcompiler=-ffile-prefix-map={Path.cwd()}=.",
+    # nvcc takes a list there, by commas.
+    "-Xcompiler=" + f"-ffile-prefix-map={Path.cwd()}=.".replace(",", r"\,"),
 ]
 
 

@@ -28,3 +28,4 @@ __all__ = [
 ]
 
 moved.install()
+__getattr__ = moved.attribute

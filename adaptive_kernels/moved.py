@@ -40,6 +40,13 @@ class Moved:
         module.__dict__.update((k, v) for k, v in vars(target).items() if not k.startswith("__"))
 
 
+def attribute(name: str) -> ModuleType:
+    """The package's attribute of an earlier name, as importing that module once made it."""
+    if name not in MOVED:
+        raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
 def install() -> None:
     """Makes the earlier names importable; asked last, after every other way to find a module."""
     if Moved not in sys.meta_path:

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import adaptive_kernels as ak
 
 PACKAGE = Path(ak.__file__).parent
 PROJECT = PACKAGE.parent
-# A room may import from those before it; rooms in one set not from each other.
+# A room may import from those before it; rooms in one set not from each other. An engine belongs
+# beside calibration, pipelines between them and the demo.
 ORDER = (
     {"version"},
     {"metrics", "files", "moved"},
@@ -23,8 +25,7 @@ ORDER = (
     {"sampling"},
     {"executors"},
     {"sampler"},
-    {"calibration", "engine"},
-    {"pipelines"},
+    {"calibration"},
     {"demo"},
     {"__main__"},
 )
@@ -68,7 +69,7 @@ def imported(name):
 
 
 def test_rooms_import_only_from_the_rooms_before_them():
-    assert {name.split(".")[0] for name in MODULES} - {""} <= PLACE.keys()
+    assert {name.split(".")[0] for name in MODULES} - {""} == PLACE.keys()
     for name in MODULES.keys() - {""}:
         room = name.split(".")[0]
         for other in imported(name):
@@ -99,6 +100,35 @@ def test_no_room_is_crowded_and_each_says_what_lives_there():
         assert len(files) <= MOST, f"{room.name} holds {len(files)} files"
         said = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
         assert said and "\n" not in said, f"{room.name} must say in one line what it holds"
+
+
+def test_a_wheel_holds_every_room_and_nothing_beside():
+    """The data in them: tests/rules/test_presets.py."""
+    tools = pytest.importorskip("setuptools", reason="setuptools is not installed")
+    project = pytest.importorskip("tomllib", reason="needs Python 3.11").loads(
+        (PROJECT / "pyproject.toml").read_text()
+    )["tool"]["setuptools"]
+    find = project["packages"]["find"]
+    assert find["namespaces"] is False
+    rooms = {path.parent.relative_to(PROJECT) for path in PACKAGE.rglob("__init__.py")}
+    packages = {*tools.find_packages(PROJECT, include=find["include"])}
+    assert packages == {".".join(room.parts) for room in rooms}
+
+
+def test_places_that_are_named_to_readers_exist():
+    """In README and CHANGELOG, in sources, tests and benchmarks."""
+    path = re.compile(r"\b(?:adaptive_kernels|csrc|tests|benchmarks|examples|docs)/[\w/.-]*\w")
+    kinds = ("*.py", "*.h", "*.cpp", "*.cu", "*.sh")
+    folders = ("adaptive_kernels", "csrc", "tests", "benchmarks", "examples")
+    files = [*PROJECT.glob("*.md"), PROJECT / "Makefile", PROJECT / "setup.py"]
+    files += [
+        file for folder in folders for kind in kinds for file in (PROJECT / folder).rglob(kind)
+    ]
+    named = {(file, name) for file in files for name in path.findall(file.read_text())}
+    # LibTorch has a csrc of its own.
+    named = {(file, name) for file, name in named if not name.startswith("csrc/stable")}
+    missing = [f"{f.name}: {n}" for f, n in sorted(named) if not (PROJECT / n).exists()]
+    assert len(named) > 60 and not missing, missing
 
 
 def test_the_arithmetic_headers_know_no_torch():
@@ -138,7 +168,16 @@ def test_a_pickle_made_under_an_earlier_name_loads(earlier, name):
     with pytest.warns(DeprecationWarning, match=rf"{whole} is adaptive_kernels\.[\w.]+ now"):
         found = pickle.loads(f"c{whole}\n{name}\n.".encode())
     assert found.__name__ == name and found.__module__ != whole
-    assert not hasattr(ak, name) or getattr(ak, name) is found
+    assert name not in vars(ak) or getattr(ak, name) is found
+
+
+def test_an_earlier_name_is_an_attribute_of_the_package():
+    sys.modules.pop("adaptive_kernels.state", None)
+    vars(ak).pop("state", None)
+    with pytest.warns(DeprecationWarning, match="sampling.state now"):
+        assert ak.state.State is ak.State
+    with pytest.raises(AttributeError, match="'adaptive_kernels' has no attribute 'nowhere'"):
+        ak.nowhere  # noqa: B018
 
 
 def test_a_module_that_never_was_is_missed_as_ever():

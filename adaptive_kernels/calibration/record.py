@@ -30,7 +30,7 @@ class Samples:
     latents: Tensor | None = None  # [B, ...]: the clean ones of image-to-image
 
     def pick(self, index: Tensor) -> "Samples":
-        """The samples `rows` [b] int64."""
+        """The samples `index` [b] int64."""
 
         def take(tree):
             if tree is None:

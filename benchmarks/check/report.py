@@ -26,14 +26,14 @@ CODES = {"124": "ran out of time", "137": "ran out of time and was killed", "127
 def parts(given: list[str]) -> list[dict]:
     rows = []
     for one in given:
-        name, status, in_words = one.split(":", 2)
+        name, status, detail = one.split(":", 2)
         skipped = status == "skipped"
         rows.append(
             {
                 "name": name,
                 "verdict": "skipped" if skipped else "passed" if status == "0" else "failed",
-                "why": in_words if skipped else CODES.get(status, f"exit code {status}"),
-                "seconds": None if skipped else int(in_words),
+                "why": detail if skipped else CODES.get(status, f"exit code {status}"),
+                "seconds": None if skipped else int(detail),
             }
         )
     return rows

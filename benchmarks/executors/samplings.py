@@ -29,7 +29,7 @@ class Sampling:
     """A sampler of one network, called as a user calls it."""
 
     def __init__(self, clock: Clock, network: Network, executor: str, pattern: str):
-        self.of, self.network, self.executor, self.pattern = clock, network, executor, pattern
+        self.clock, self.network, self.executor, self.pattern = clock, network, executor, pattern
         self.sampler = ak.AdaptiveSampler(
             table(STEPS),
             config=PATTERNS[pattern],
@@ -48,7 +48,7 @@ class Sampling:
 
     def seconds(self) -> float:
         """Of a call, from the arguments to the result."""
-        return self.of.rounds(lambda k: self(), 1, lambda: None, 1)[0]
+        return self.clock.rounds(lambda k: self(), 1, lambda: None, 1)[0]
 
     def watch(self) -> None:
         """From now on every call adds to `launches`; for one that runs on a captured network."""
@@ -58,7 +58,7 @@ class Sampling:
         run = built.run
 
         def timed(bar: Any) -> None:
-            self.launches += self.of.rounds(lambda k: run(bar), 1, lambda: None, 1)
+            self.launches += self.clock.rounds(lambda k: run(bar), 1, lambda: None, 1)
 
         built.run = timed
 
@@ -69,7 +69,7 @@ class Sampling:
             # What stands in the stream before a loop, too.
             self.captured.state.load(self.start)
 
-        return self.of.rounds(lambda k: self.captured.graph.replay(), ticks, reset, 1)[0]
+        return self.clock.rounds(lambda k: self.captured.graph.replay(), ticks, reset, 1)[0]
 
 
 def verify(result: ak.SamplingResult, right: ak.SamplingResult, sampling: Sampling) -> None:

@@ -1,5 +1,5 @@
 // The Python module of loops inside CUDA graphs. It knows the driver and no torch; what to build is
-// said by adaptive_kernels/graph.py.
+// said by adaptive_kernels/executors/graph.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,5 @@
-// float32 to and from the network's dtype, rounding to nearest even; tests/test_convert.py compares
-// all 65,536 float16 and bfloat16 values.
+// float32 to and from the network's dtype, rounding to nearest even; tests/ops/test_convert.py
+// compares all 65,536 float16 and bfloat16 values.
 //
 // LibTorch's own float16 conversions are right but stay scalar here (2.4 ns an element); these are
 // written as selects, which compilers turn into vector code (0.9 ns), and where the processor has

@@ -1,5 +1,5 @@
 // The signatures of the ops `step` and `advance`, once for every device: the schemas of
-// adaptive_kernels/ops.py. A device gives two functions of the collected arguments.
+// adaptive_kernels/ops/schema.py. A device gives two functions of the collected arguments.
 #pragma once
 
 #include "op/check.h"

@@ -127,16 +127,16 @@ def test_a_wrong_result_is_not_timed(name, case):
     # diffusers' arithmetic cancels terms, and its bound is as much wider.
     little = 1e-3 if "eager" in name else 1e-4
 
-    def off(field, factor):
+    def off(field, amount):
         """The result with the last number of a field wrong."""
         value = torch.as_tensor(getattr(right, field)).clone()
-        value.view(-1)[-1] += factor
+        value.view(-1)[-1] += amount
         return right._replace(**{field: value})
 
     wrongs = [
-        *(off("latents", factor) for factor in (little, torch.nan)),
-        *(off("model_input", factor) for factor in (little, torch.nan)),
-        *(off("steps", factor) for factor in (1, -1)),
+        *(off("latents", amount) for amount in (little, torch.nan)),
+        *(off("model_input", amount) for amount in (little, torch.nan)),
+        *(off("steps", amount) for amount in (1, -1)),
         *(
             right._replace(score=torch.as_tensor(right.score) * factor)
             for factor in (1.05, torch.nan)

@@ -1,6 +1,6 @@
 """The decision after a step, in Triton: what csrc/op/progress.h and csrc/core/decide.h say.
 
-Device functions of `triton_step`. All of them run in the program that is the last of its sample to
+Device functions of `step`. All of them run in the program that is the last of its sample to
 arrive, or of the batch where it decides together.
 """
 

@@ -1,6 +1,6 @@
 """`step` and `advance` in Triton, for GPUs that the compiled CUDA library does not serve.
 
-This module checks and launches, one `triton_step.step_kernel` per solver step. Triton is imported
+This module checks and launches, one `step.step_kernel` per solver step. Triton is imported
 by the first launch, so that importing the module needs none. A sample's programs depend on its size
 alone, and so do its sums; the reference serves tensors without elements.
 """

@@ -238,7 +238,7 @@ def step_kernel(
 
     Work: a program updates BLOCK elements of a sample, leaves its share of the sums in `workspace`
     and takes a ticket; the last one of the sample (of the batch where it decides together) adds the
-    shares in a fixed order and decides. Bytes: as step_cpu.cpp, each stream once.
+    shares in a fixed order and decides. Bytes: as csrc/cpu/step.cpp, each stream once.
     """
     a = Args(
         latents, history, model_input, timestep, progress, norms, refreshed, score, outputs,

@@ -154,7 +154,7 @@ def tensors(start: Start, batch_wide: bool) -> Tensors:
         output=start.model_output.view(halves, *x.shape) if start.fresh else None,
         rows=start.rows.clone(),
         entries=start.weights,
-        costs=start.costs,
+        costs=start.costs.clone() if filled else None,
         scale=scalars(start.guidance_scale) if halves == 2 and start.fresh else None,
         threshold=scalars(start.threshold),
         norm=None if filled and start.fresh else norm,

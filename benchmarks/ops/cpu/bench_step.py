@@ -130,9 +130,9 @@ def verify(name: str, case: Case, runner: Callable) -> None:
 def verify_defect(name: str, case: Case, result: Result, right: State) -> None:
     """The kept output, 8 roundings in float32, and the score, 4 more for the fill.
 
-    The score is the defect in units of the threshold. The rms of a sum is off by at most the rms of
-    what its terms are off by. A sum of n squares in any order rounds at most n times, which moves
-    its root by half of that share.
+    The score is the defect in units of the threshold: a product and a quotient. The rms of a sum is
+    off by at most the rms of what its terms are off by. A sum of n squares in any order rounds at
+    most n times, which moves its root by half of that share.
     """
     low = roundings(name, case) * torch.finfo(DTYPES[case.dtype]).eps / 2
     size = output_size(case)

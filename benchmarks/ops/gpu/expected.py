@@ -122,8 +122,8 @@ def _verify_score(
 ) -> None:
     """The score is a ratio of norms; a norm is off by at most the norm of what its terms are.
 
-    With outputs rounded in the network's dtype a norm of differences may be all rounding: then
-    this claims nothing, and the same runner in float32 must be asked (tests/test_gpu_check.py).
+    With outputs rounded in the network's dtype a norm of differences may be all rounding: then this
+    claims nothing, and the same runner in float32 must be asked, as the tests do.
     """
     exact = begun.score[START + 1].double()
     score = torch.as_tensor(result.score, device=exact.device).double()

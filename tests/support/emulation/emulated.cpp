@@ -1,5 +1,5 @@
 // The CUDA kernels and their launches as ops of CPU tensors, run by the emulation beside this file.
-// Everything of step_cuda.cu is here but the device guard, the stream and the check of devices.
+// Everything of csrc/cuda/step.cu is here but the device guard, the stream and the check of devices.
 #include <cuda_runtime.h>
 
 #include <map>
