@@ -1,4 +1,4 @@
-"""Modules under the names they had before 0.2, for code and pickles made then."""
+"""Modules under the names they had before they stood in folders, for code and pickles made then."""
 
 import importlib
 import sys

@@ -18,7 +18,7 @@ from ..methods.ours import sampled
 from ..problem import Batch, Problem, worst_tenth
 from ..records import appearing
 from .paths import FILLS
-from .search import Found, Oracle
+from .search import GreedyPaths, Oracle
 
 OTHERS = "other samples"
 COLORS = {"third_order": "tab:blue", "released": "tab:cyan", "defect": "tab:red"}
@@ -96,7 +96,7 @@ class Measured:
 
     estimates: dict[str, Tensor]  # name -> [T, B] float64
     costs: dict[str, Tensor]  # fill -> [T, B] float64: the error where that step alone is skipped
-    found: dict[str, Found]  # fill -> the greedy paths
+    found: dict[str, GreedyPaths]  # fill -> the greedy paths
     psnr: dict[str, Tensor]  # fill -> [B], dB of these paths' images against the full run's
 
     def skipped(self, fill: str) -> Tensor:

@@ -40,7 +40,7 @@ Cost = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Found:
+class GreedyPaths:
     """A path of every sample and what became of it."""
 
     left: Tensor  # [B, T] int64: calls left when the step was skipped; 0: it calls
@@ -110,7 +110,7 @@ class Oracle:
         cost[samples, steps] = self.true(self.everywhere, paths, samples, steps)
         return cost.T
 
-    def search(self, calls: int, mode: str = "true", progress: bool = False) -> Found:
+    def search(self, calls: int, mode: str = "true", progress: bool = False) -> GreedyPaths:
         """The paths with `calls` calls, found in one of MODES.
 
         Raises: ValueError where `calls` is out of reach or `mode` is another.
@@ -143,7 +143,7 @@ class Oracle:
                 left = torch.where(better, other, left)
                 final = torch.where(better, trace.final, final)
                 error = torch.minimum(now, error)
-        return Found(left, final.view(self.shape), error, self.outputs.calls)
+        return GreedyPaths(left, final.view(self.shape), error, self.outputs.calls)
 
     def _skip(self, left: Tensor, calls: int, counts: range, cost: Cost, bar: tqdm) -> Tensor:
         """Skip one more step of every sample for each number of calls left in `counts`."""
