@@ -36,7 +36,8 @@ old-torch: $(VENV)/installed $(OLD_VENV)/installed
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/ops/cuda/test_kernels.py \
 		tests/ops/triton \
 		-k "condition or one_launch or batch or elements or compiles"
-	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/executors/test_executors.py tests/executors/test_guard.py
+	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/executors/test_executors.py \
+		tests/executors/test_guard.py
 
 bench: $(VENV)/installed
 	@mkdir -p bench

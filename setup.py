@@ -84,6 +84,10 @@ class Build(cpp_extension.BuildExtension):
         except Exception as error:
             if not extension.optional:
                 raise
+            # What an earlier build left would serve in its place, unasked.
+            *folder, name = extension.name.split(".")
+            for earlier in Path(*folder).glob(f"{name}.*.so"):
+                earlier.unlink()
             self.warn(f"{extension.name} was not built: {error}")
 
 

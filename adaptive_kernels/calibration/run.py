@@ -110,9 +110,7 @@ def calibrate(
     store = Store(None if out is None else Path(out), key)
     held = torch.arange(len(noise), device=noise.device) % HELD_OUT == HELD_OUT - 1
     with tqdm(unit="call", disable=not progress) as bar, torch.no_grad():
-        tuned, held_out = (
-            samples.pick(chosen_samples.nonzero()[:, 0]) for chosen_samples in (~held, held)
-        )
+        tuned, held_out = (samples.pick(mask.nonzero()[:, 0]) for mask in (~held, held))
         bench = Bench(sampler, tuned, held_out, decode or (lambda x: x), data_range, store, bar)
         if criterion == "plan":
             make = Plans(bench, int(trials))

@@ -123,7 +123,7 @@ class Search:
         generator = torch.Generator(cpu).manual_seed(0)
         even = torch.linspace(0, self.wholes - 1, calls, device=cpu)
         everywhere = torch.ones(self.wholes, dtype=torch.bool, device=cpu)
-        errors: dict[tuple, float] = {}
+        decibels: dict[tuple, float] = {}
         for start in range(starts):
             if start == 1:
                 mask = self.resized(everywhere, calls, tick)
@@ -140,8 +140,8 @@ class Search:
                 if missing < 0:
                     continue
             best, value = self._climb(mask, tick)
-            errors[tuple(best.tolist())] = value
-        best_first = sorted(errors, key=errors.get, reverse=True)
+            decibels[tuple(best.tolist())] = value
+        best_first = sorted(decibels, key=decibels.get, reverse=True)
         return [torch.tensor(mask, device=cpu) for mask in best_first]
 
     def moves(self, mask: Tensor) -> Tensor:

@@ -270,6 +270,6 @@ def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor
 
 def _rows(table: SolverTable, u: Tensor, w: Tensor, ps: Tensor, qs: Tensor) -> Tensor:
     """[T, 10 + K] float32, what a kernel reads at step i."""
-    update = table.rows()
+    table_rows = table.rows()
     fill = torch.stack((u, w, ps, qs), dim=1).float()
-    return torch.cat((update[:, :6], fill, update[:, 6:]), dim=1)
+    return torch.cat((table_rows[:, :6], fill, table_rows[:, 6:]), dim=1)

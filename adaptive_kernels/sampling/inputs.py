@@ -31,7 +31,8 @@ def begin(
     """The buffers of a sampling before its first step, from what a user gave.
 
     Args:
-        noise, latents, seed, step_noise, threshold: as a call of `AdaptiveSampler` takes them.
+        model, noise, latents, seed, step_noise, threshold: as a call of `AdaptiveSampler` takes
+            them.
         guidance_scale: () or [B], of `guidance_of`; None: the network has no unconditional half.
         dtype: of the network's input; None takes that of the model's parameters.
         tables: `fill_tables(table, config)` made before; None makes them.

@@ -15,7 +15,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from benchmarks.executors.networks import Missing, Network
 from benchmarks.executors.overhead import title
 from benchmarks.executors.samplings import CALLS, STEPS, measure
 from benchmarks.support.clock import Clock, clock
+from benchmarks.support.command import exit_code, has_device, parser
 
 # What the words of a result mean, for whoever reads the JSON alone.
 WORDS = {
@@ -154,22 +154,15 @@ def say(case: Case, rows: list[dict], took: float, skipped: str | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="JSON")
-    parser.add_argument("--seconds", type=float, default=145.0, help="for all cases")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks.executors.loop: no CUDA GPU is here", file=sys.stderr)
+    command = parser(__doc__, seconds=145.0)
+    options = command.parse_args(arguments)
+    if not has_device(options):
         return 1
     # The same convolutions inside a graph and outside of it, for the bits' sake.
     torch.backends.cudnn.deterministic = True
     with torch.no_grad():
         report = run(options)
-    for line in report["failed"] + [f"{name}: no time was left" for name in report["not_begun"]]:
-        print(f"failed: {line}")
-    return 1 if report["failed"] or report["not_begun"] else 0
+    return exit_code(report)
 
 
 if __name__ == "__main__":

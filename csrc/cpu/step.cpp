@@ -3,11 +3,11 @@
 // Computes: guidance, conversion, update, history, the sums of the criterion, the decision, the
 // next network input and timestep of every sample that does not wait for the network.
 // Work: chunks of kChunk elements over torch's threads; a chunk runs in tiles that stay in the L1
-// cache, one short loop per line of core/step.h. Sums are kept per chunk and added in chunk order,
-// so a result depends neither on the number of threads nor on the rest of the batch. Bytes per
-// element: latents 4 read (12 for third_order) and 4 written, each kept history entry 4 read and
-// one 4 written, model output and model input once each in their own dtype (twice with guidance);
-// each kept output that a fill uses 4 read, and one 4 written at a refresh.
+// cache, one short loop per line of core/step.h. Sums are kept per chunk and added in chunk order:
+// a result depends neither on the number of threads nor on the rest of the batch.
+// Bytes per element: latents 4 read (12 for third_order) and 4 written, each kept history entry 4
+// read and one 4 written, model output and model input once each in their own dtype (twice with
+// guidance); each kept output that a fill uses 4 read, and one 4 written at a refresh.
 #include <algorithm>
 #include <vector>
 

@@ -13,7 +13,7 @@ using torch::headeronly::ScalarType;
 constexpr int64_t kMaxHistory = 8;
 
 // A GPU sums over pieces of this many elements, in an order that only N decides. The workspace of
-// a sample is [1 + pieces, 16] float64: a head (cuda/grid/workspace.h), then up to 16 sums of each
+// a sample is [1 + pieces, 16] float64: a head (cuda/grid/memory.h), then up to 16 sums of each
 // piece.
 constexpr int64_t kPiece = 2048;
 constexpr int64_t kSums = 16;

@@ -141,6 +141,7 @@ def test_a_wrong_result_is_not_timed(name, case):
             right._replace(score=torch.as_tensor(right.score) * factor)
             for factor in (1.05, torch.nan)
         ),
+        right._replace(refresh=~torch.as_tensor(right.refresh)),
         right._replace(latents=right.latents.bfloat16()),
         right._replace(model_input=right.model_input.bfloat16()),
     ]

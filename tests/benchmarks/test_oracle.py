@@ -144,13 +144,13 @@ def test_true_search_is_the_naive_one(solver, steps, fill):
 def test_any_path_is_the_samplers(solver, fill):
     problem = tiny(solver, 20)
     batch, g = problem.batch(7), torch.Generator().manual_seed(0)
-    search = Oracle(problem, batch, fill)
+    greedy = Oracle(problem, batch, fill)
     paths = torch.rand(40, 20, generator=g) < 0.45
     paths[:, 0] = True
     paths = torch.tensor([path for path in paths.tolist() if legal(path, oracle.MAX_SKIP)])
     assert len(paths) >= 8
     for b in range(SAMPLES):
-        found = search.run(paths, torch.full((len(paths),), b)).final
+        found = greedy.run(paths, torch.full((len(paths),), b)).final
         for path, latents in zip(paths.tolist(), found, strict=True):
             expected = resampled(problem, batch, path, fill)[b].flatten()
             torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
@@ -173,19 +173,19 @@ def test_single_costs_are_those_of_sampling_anew(fill):
 def test_no_search_beats_the_exhaustive_optimum(mode, fill):
     problem = tiny("euler", 6)
     batch = problem.batch(2)
-    search = Oracle(problem, batch, fill)
+    greedy = Oracle(problem, batch, fill)
     paths = [(True, *rest) for rest in itertools.product((True, False), repeat=5)]
     for calls in range(2, 7):
         possible = torch.tensor([p for p in paths if sum(p) == calls and legal(p, 4)])
-        found = search.search(calls, mode)
+        found = greedy.search(calls, mode)
         for b in range(SAMPLES):
             rows = torch.full((len(possible),), b)
-            errors = search.distance(search.run(possible, rows).final, rows)
+            errors = greedy.distance(greedy.run(possible, rows).final, rows)
             assert found.error[b] >= errors.min() * (1 - 1e-4) - 1e-7
             own = (possible == found.called()[b]).all(1).nonzero()[0, 0]
             assert found.error[b].item() == pytest.approx(errors[own].item(), rel=1e-3, abs=1e-6)
         if calls == 5:
-            one = search.single_costs()[1:].amin(0)
+            one = greedy.single_costs()[1:].amin(0)
             assert mode != "true" or torch.allclose(found.error, one, rtol=1e-4)
 
 
@@ -194,8 +194,8 @@ def test_no_search_beats_the_exhaustive_optimum(mode, fill):
 @pytest.mark.parametrize("solver", ["ddim", "dpm2m"])
 def test_forecasts_are_true_where_the_network_ignores_the_latents(solver, fill, mode):
     problem = tiny(solver, 16, blind)
-    search = Oracle(problem, problem.batch(3), fill)
-    true, found = search.search(7), search.search(7, mode)
+    greedy = Oracle(problem, problem.batch(3), fill)
+    true, found = greedy.search(7), greedy.search(7, mode)
     assert torch.equal(found.left, true.left)
     torch.testing.assert_close(found.error, true.error)
 
@@ -206,16 +206,16 @@ def test_a_measured_response_forecasts_a_network_linear_in_the_latents(fill):
         return 0.4 * model_input + blind(model_input, timestep, shift)
 
     problem = tiny("ddim", 20, linear)
-    search = Oracle(problem, problem.batch(3), fill)
-    called = search.everywhere.clone()
+    greedy = Oracle(problem, problem.batch(3), fill)
+    called = greedy.everywhere.clone()
     called[:, 2::3] = False
-    moving = response(search.full, search.run(called, search.samples), called)
+    moving = response(greedy.full, greedy.run(called, greedy.samples), called)
     torch.testing.assert_close(moving, torch.full_like(moving, 0.4), rtol=1e-3, atol=0)
     samples, steps, paths = candidates(called, 5, 4)
-    forecast = search.recorded(moving)(called, paths, samples, steps)
-    true = search.true(called, paths, samples, steps)
+    forecast = greedy.recorded(moving)(called, paths, samples, steps)
+    true = greedy.true(called, paths, samples, steps)
     torch.testing.assert_close(forecast, true, rtol=1e-2, atol=1e-5)
-    without = search.recorded(0 * moving)(called, paths, samples, steps)
+    without = greedy.recorded(0 * moving)(called, paths, samples, steps)
     assert not torch.allclose(without, true, rtol=0.1)
 
 
@@ -228,8 +228,8 @@ def test_what_paths_share_is_called_once():
         return network(model_input, timestep, shift)
 
     problem = tiny("euler", 6, counted, guidance_scale=None)
-    search = Oracle(problem, problem.batch(0))
-    found = search.search(3)
+    greedy = Oracle(problem, problem.batch(0))
+    found = greedy.search(3)
     assert len(rows) == found.evaluated == len({(t, s, *x) for t, s, x in rows})
 
 
@@ -347,11 +347,11 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 def test_refusals():
     problem = tiny("euler", 6)
     batch = problem.batch(0)
-    search = Oracle(problem, batch, max_skip=1)
+    greedy = Oracle(problem, batch, max_skip=1)
     with pytest.raises(ValueError, match=r"calls must be from 3 to 6 with 6 steps .* got 2"):
-        search.search(2)
+        greedy.search(2)
     with pytest.raises(ValueError, match=r"mode must be one of true, recorded, .* got 'fast'"):
-        search.search(4, "fast")
+        greedy.search(4, "fast")
     with pytest.raises(ValueError, match="fill must be one of reuse, linear, got 'cubic'"):
         Oracle(problem, batch, "cubic")
     with pytest.raises(ValueError, match="max_skip must be at least 0, got -1"):

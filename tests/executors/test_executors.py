@@ -371,11 +371,11 @@ def test_two_threads(runtimes, executor, shared):
     models = [denoisers.made(denoisers.UNet, seed=k) for k in range(2)]
     expected = [run(make_sampler("eager"), models[k], noise(seed=k)) for k in range(2)]
     one = make_sampler(executor)
-    sampler = [one, one if shared else make_sampler(executor)]
+    samplers = [one, one if shared else make_sampler(executor)]
 
     def work(k):
         for _ in range(3):
-            assert_same(expected[k], run(sampler[k], models[k], noise(seed=k)))
+            assert_same(expected[k], run(samplers[k], models[k], noise(seed=k)))
 
     problems.together(lambda: work(0), lambda: work(1))
 

@@ -168,13 +168,13 @@ def test_other_shapes_capture_again_and_free_the_old_buffers():
 def test_several_samplers_and_another_network_between():
     models = [network(seed=1), network(denoisers.DiT, seed=2)]
     expected = [run(make_sampler("eager"), model, noise()) for model in models]
-    sampler = [make_sampler(), make_sampler()]
+    samplers = [make_sampler(), make_sampler()]
     for _ in range(3):
-        for one, model, right in zip(sampler, models, expected, strict=True):
+        for one, model, right in zip(samplers, models, expected, strict=True):
             assert_same(right, run(one, model, noise()))
             torch.randn(512, 512, device=DEVICE) @ torch.randn(512, 512, device=DEVICE)
     for model, right in zip(models * 2, expected * 2, strict=True):
-        assert_same(right, run(sampler[0], model, noise()))
+        assert_same(right, run(samplers[0], model, noise()))
 
 
 @pytest.mark.parametrize("executor", ["graph", "groups"])
@@ -183,12 +183,12 @@ def test_two_threads(executor, shared):
     models = [network(seed=1), network(seed=2)]
     expected = [run(make_sampler("eager"), model, noise(seed=k)) for k, model in enumerate(models)]
     one = make_sampler(executor)
-    sampler = [one, one if shared else make_sampler(executor)]
+    samplers = [one, one if shared else make_sampler(executor)]
 
     def work(k):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(5):
-                assert_same(expected[k], run(sampler[k], models[k], noise(seed=k)))
+                assert_same(expected[k], run(samplers[k], models[k], noise(seed=k)))
 
     problems.together(lambda: work(0), lambda: work(1))
 

@@ -8,42 +8,27 @@ from hypothesis import strategies as st
 from adaptive_kernels.ops import reference
 from adaptive_kernels.rules.config import AdaptiveConfig
 from tests.support import problems
-from tests.support.agreement import DTYPES, RULES, assert_step_agrees
+from tests.support.agreement import (
+    ANY_STEP,
+    DTYPES,
+    RULES,
+    assert_sampling_agrees,
+    assert_step_agrees,
+)
 
 SIZES = [1, 3, 15, 16, 17, 1023, 1024, 1025, 16385]
 
 
 @settings(max_examples=60)
-@given(
-    rule=st.sampled_from(RULES),
-    dtype=st.sampled_from(DTYPES),
-    guided=st.booleans(),
-    history=st.integers(1, 4),
-    stages=st.sampled_from([1, 1, 2]),
-    stochastic=st.booleans(),
-    batch=st.integers(1, 4),
-    elements=st.sampled_from(SIZES),
-    granularity=st.sampled_from(["sample", "sample", "batch"]),
-    seed=st.integers(0, 10**6),
-)
+@given(**ANY_STEP, elements=st.sampled_from(SIZES))
 def test_step_equals_reference(
     rule, dtype, guided, history, stages, stochastic, batch, elements, granularity, seed
 ):
     table = problems.table(7 if stages == 1 else 13, history, stages, stochastic, seed)
     config = problems.config(rule, table, granularity=granularity, seed=seed)
-    state = problems.state(table, batch, elements, config, guided, dtype, seed)
-    while bool((state.index < table.num_steps).any()):
-        state.model_output.copy_(problems.outputs(state, int(state.index.sum()), seed))
-        for fresh in (True, False):
-            expected, bound = assert_step_agrees(state, fresh)
-            # A defect of one element may cancel: outputs of up to 8, a spread of up to 10.
-            atol = 1e-6 if rule == "defect" else 1e-8
-            assert torch.allclose(state.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
-            unit = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
-            error = (state.model_input.double() - expected.model_input.double()).abs()
-            limit = 2 * unit * expected.model_input.double().abs() + 2**-24
-            limit += 1.5 * bound.repeat(len(error) // batch, 1)
-            assert bool((error <= limit).all())
+    assert_sampling_agrees(
+        problems.state(table, batch, elements, config, guided, dtype, seed), seed
+    )
 
 
 @given(

@@ -2,12 +2,45 @@
 
 import torch
 from hypothesis import assume
+from hypothesis import strategies as st
 
 from adaptive_kernels.ops import reference
 from tests.support import problems
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RULES = [*problems.REUSE, *problems.FILLED]
+
+
+# What a step may be asked; a test adds `elements`, and what its implementation can do.
+ANY_STEP = {
+    "rule": st.sampled_from(RULES),
+    "dtype": st.sampled_from(DTYPES),
+    "guided": st.booleans(),
+    "history": st.integers(1, 4),
+    "stages": st.sampled_from([1, 1, 2]),
+    "stochastic": st.booleans(),
+    "batch": st.integers(1, 4),
+    "granularity": st.sampled_from(["sample", "sample", "batch"]),
+    "seed": st.integers(0, 10**6),
+}
+
+
+def assert_sampling_agrees(state, seed):
+    """Every step of a sampling against `reference`: norms, scores and network input, too."""
+    dtype, batch = state.model_input.dtype, state.latents.shape[1]
+    unit = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    # A defect of one element may cancel: outputs of up to 8, a spread of up to 10.
+    atol = 1e-6 if state.rule[0] == reference.DEFECT else 1e-8
+    while bool((state.index < len(state.rows)).any()):
+        state.model_output.copy_(problems.outputs(state, int(state.index.sum()), seed))
+        for fresh in (True, False):
+            expected, bound = assert_step_agrees(state, fresh)
+            assert torch.allclose(state.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
+            assert torch.equal(state.score.isnan(), expected.score.isnan())
+            error = (state.model_input.double() - expected.model_input.double()).abs()
+            limit = 2 * unit * expected.model_input.double().abs() + 2**-24
+            limit += 1.5 * bound.repeat(len(error) // batch, 1)
+            assert bool((error <= limit).all())
 
 
 def assert_step_agrees(state, fresh):

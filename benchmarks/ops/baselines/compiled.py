@@ -55,7 +55,7 @@ def write(t: Tensors, x: Tensor, steps: int) -> None:
 
 def differences(start: Start) -> Callable:
     """A refresh under a difference rule, and the skipped steps that may follow it."""
-    squares, steps = start.criterion == "third_order", start.steps
+    squares, steps, max_skip = start.criterion == "third_order", start.steps, start.max_skip
 
     def size(x: Tensor) -> Tensor:
         return x.square().sum(-1).sqrt() if squares else x.abs().mean(-1)
@@ -85,7 +85,9 @@ def differences(start: Start) -> Callable:
             t.x_1_next.copy_(x_1)
             t.x_2_next.copy_(x_2)
         write(t, x, steps)
-        return (done if steps > 1 else 1), ~going, score
+        # Who has come to the end of the longest run calls the network in any case.
+        refresh = torch.ones_like(going) if steps > max_skip else ~going
+        return (done if steps > 1 else 1), refresh, score
 
     return function
 
@@ -113,8 +115,10 @@ def defect(start: Start) -> Callable:
             new = update(t.rows[k], x, t.entries[k, 0] * newest + t.entries[k, 1] * older)
             x, done = torch.where(going[..., None], new, x), done + going
         write(t, x, steps)
-        last = skips + steps - 1
-        refresh = ~going if last >= max_skip else ~(going & (size * t.costs[last] <= t.threshold))
+        # The longest run has an end, whatever comes after it would cost.
+        refresh, last = torch.ones_like(going), skips + steps - 1
+        if last < max_skip:
+            refresh = ~(going & (size * t.costs[last] <= t.threshold))
         return (done if steps > 1 else 1), refresh, size * t.costs[skips] / t.threshold
 
     return function
@@ -153,7 +157,7 @@ def tensors(start: Start, batch_wide: bool) -> Tensors:
         e_1=e_1,
         output=start.model_output.view(halves, *x.shape) if start.fresh else None,
         rows=start.rows.clone(),
-        entries=start.weights,
+        entries=start.weights.clone() if filled else None,
         costs=start.costs.clone() if filled else None,
         scale=scalars(start.guidance_scale) if halves == 2 and start.fresh else None,
         threshold=scalars(start.threshold),

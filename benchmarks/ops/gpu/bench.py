@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -25,6 +24,7 @@ from benchmarks.ops.gpu.cases import LAUNCHES, SIZES, TINY, Case, Lane, cases, l
 from benchmarks.ops.gpu.expected import expected, verify
 from benchmarks.ops.gpu.runners import Captured, Compiled, Copy, Eager, Op, Runner
 from benchmarks.support.clock import Clock, ceilings, clock
+from benchmarks.support.command import exit_code, has_device, parser
 
 # What the words of a result mean, for whoever reads the JSON alone.
 WORDS = {
@@ -175,21 +175,14 @@ def say(case: Case, rows: list[dict], seconds: float) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="JSON")
-    parser.add_argument("--seconds", type=float, default=200.0, help="for all cases")
-    parser.add_argument("--each", type=float, default=0.12, help="seconds of a time")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks.ops.gpu.bench: no CUDA GPU is here", file=sys.stderr)
+    command = parser(__doc__, seconds=200.0)
+    command.add_argument("--each", type=float, default=0.12, help="seconds of a time")
+    options = command.parse_args(arguments)
+    if not has_device(options):
         return 1
     with torch.no_grad():
         report = run(options)
-    for line in report["failed"] + [f"{name}: no time was left" for name in report["not_begun"]]:
-        print(f"failed: {line}")
-    return 1 if report["failed"] or report["not_begun"] else 0
+    return exit_code(report)
 
 
 if __name__ == "__main__":

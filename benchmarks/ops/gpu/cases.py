@@ -179,10 +179,14 @@ class Lane:
         """[B, N]: E_back, the output of the last refresh but `back`."""
         return self.state.outputs[(NFE - 1 - back) % OUTPUTS]
 
-    def start(self, case: "Case") -> Start:
+    def start(self, case: Case) -> Start:
         """The same for a baseline."""
         state, filled = self.state, case.criterion == "defect"
-        gaps = [RUN, *range(1, RUN)]
+        weights = costs = None
+        if filled:
+            gaps = [RUN, *range(1, RUN)]
+            entries = [state.weights[START + k, gap - 1, RUN - 1] for k, gap in enumerate(gaps)]
+            weights, costs = torch.stack(entries), state.run_cost[START, RUN - 1]
         return Start(
             criterion=case.criterion,
             shape=case.size.shape,
@@ -198,12 +202,8 @@ class Lane:
             norms=state.norms,
             rows=state.rows[START : START + case.steps],
             kept=[self.kept(back) for back in (0, 1)] if filled else [],
-            weights=torch.stack(
-                [state.weights[START + k, gap - 1, RUN - 1] for k, gap in enumerate(gaps)]
-            )
-            if filled
-            else None,
-            costs=state.run_cost[START, RUN - 1] if filled else None,
+            weights=weights,
+            costs=costs,
         )
 
 

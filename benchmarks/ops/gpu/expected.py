@@ -58,6 +58,8 @@ def verify(case: Case, lane: Lane, right: Expected, result: Result, eager: bool)
     after, begun = right.after[result.batch_wide], right.begun[result.batch_wide]
     steps = torch.as_tensor(result.steps, device=after.index.device)
     _claim(bool((after.index - START == steps).all()), "steps done", steps)
+    refresh = torch.as_tensor(result.refresh, device=after.index.device)
+    _claim(bool(((after.progress[1] == 0) == refresh).all()), "decision", refresh)
     low = torch.finfo(case.dtype).eps / 2 if eager and case.dtype != torch.float32 else 0.0
     unit = ROUNDINGS * UNIT + LOW_ROUNDINGS * low
     bound = latents_bound(case, lane, case.steps, unit, eager)

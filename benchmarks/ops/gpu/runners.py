@@ -121,13 +121,13 @@ class Eager(Runner):
         super().__init__(case, lanes)
         device = lanes[0].state.latents.device.type
         ddim, self.note = solver or scheduler(device)
-        self.calls_of_lanes = [eager(lane.start(case), ddim) for lane in lanes]
+        self.baselines = [eager(lane.start(case), ddim) for lane in lanes]
 
     def __call__(self, k: int) -> None:
-        self.calls_of_lanes[k % len(self.lanes)]()
+        self.baselines[k % len(self.lanes)]()
 
     def result(self) -> Result:
-        return self.calls_of_lanes[0].result()
+        return self.baselines[0].result()
 
 
 class Compiled(Runner):

@@ -1,7 +1,7 @@
 // Blocks that wait for each other, or find out who is last.
 #pragma once
 
-#include "cuda/grid/workspace.h"
+#include "cuda/grid/memory.h"
 
 namespace ak {
 

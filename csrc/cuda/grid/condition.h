@@ -1,7 +1,7 @@
 // The end of a launch inside a CUDA graph: whether its loop goes on.
 #pragma once
 
-#include "cuda/grid/workspace.h"
+#include "cuda/grid/memory.h"
 #include "op/progress.h"
 
 namespace ak {

@@ -6,7 +6,7 @@
 // A block that arrives last of its sample finds every piece's sums in the workspace.
 #pragma once
 
-#include "cuda/grid/workspace.h"
+#include "cuda/grid/memory.h"
 
 namespace ak {
 

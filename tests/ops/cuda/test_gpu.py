@@ -211,12 +211,12 @@ def test_bitwise_the_same_in_a_hundred_runs_and_inside_a_graph(cls, rule):
 @pytest.mark.parametrize("rule", ["third_order", "defect"])
 def test_two_streams_and_two_threads(cls, rule):
     """States have their own workspace: what runs beside them does not change a bit."""
-    state = [start(rule, cls, elements) for elements in (70008, 4104)]
-    expected = [three(problems.clone(one)) for one in state]
+    states = [start(rule, cls, elements) for elements in (70008, 4104)]
+    expected = [three(problems.clone(one)) for one in states]
     torch.cuda.synchronize()
-    streams = [torch.cuda.Stream() for _ in state]
+    streams = [torch.cuda.Stream() for _ in states]
     for _ in range(20):
-        both = [problems.clone(one) for one in state]
+        both = [problems.clone(one) for one in states]
         torch.cuda.synchronize()
         for _ in range(3):
             for one, stream in zip(both, streams, strict=True):
@@ -235,7 +235,7 @@ def test_two_streams_and_two_threads(cls, rule):
                 assert_same(fresh, right)
 
     problems.together(
-        *(functools.partial(run, *job) for job in zip(state, streams, expected, strict=True))
+        *(functools.partial(run, *job) for job in zip(states, streams, expected, strict=True))
     )
 
 

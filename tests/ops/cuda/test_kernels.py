@@ -14,7 +14,7 @@ from adaptive_kernels.ops import reference
 from adaptive_kernels.rules.config import AdaptiveConfig
 from adaptive_kernels.sampling.state import State
 from tests.support import problems
-from tests.support.agreement import DTYPES, RULES, assert_step_agrees, rows_of
+from tests.support.agreement import ANY_STEP, DTYPES, RULES, assert_step_agrees, rows_of
 from tests.support.emulation import emulated
 
 pytestmark = pytest.mark.skipif(not emulated.compiler(), reason="needs a C++ compiler")
@@ -63,18 +63,10 @@ def sampled(state, seed=0, verb="advance"):
 
 @settings(max_examples=120)
 @given(
-    rule=st.sampled_from(RULES),
-    dtype=st.sampled_from(DTYPES),
-    guided=st.booleans(),
-    history=st.integers(1, 5),
-    stages=st.sampled_from([1, 1, 2]),
-    stochastic=st.booleans(),
-    batch=st.integers(1, 3),
+    **ANY_STEP | {"history": st.integers(1, 5), "batch": st.integers(1, 3)},
     elements=st.sampled_from(SIZES),
-    granularity=st.sampled_from(["sample", "sample", "batch"]),
     device=st.sampled_from(DEVICES),
     order=orders,
-    seed=st.integers(0, 10**6),
 )
 def test_step_equals_reference_and_has_the_bits_of_the_cpu(
     rule,

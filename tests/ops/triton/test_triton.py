@@ -14,7 +14,13 @@ from adaptive_kernels.ops import reference
 from adaptive_kernels.ops.triton import launch as triton_kernels
 from adaptive_kernels.rules.config import AdaptiveConfig
 from tests.support import problems
-from tests.support.agreement import DTYPES, RULES, assert_step_agrees
+from tests.support.agreement import (
+    ANY_STEP,
+    DTYPES,
+    RULES,
+    assert_sampling_agrees,
+    assert_step_agrees,
+)
 from tests.support.interpreted import on_triton, triton
 
 # One program, two, three and five of a sample; whole and broken ones.
@@ -39,36 +45,14 @@ def counters(state):
 
 
 @settings(max_examples=25)
-@given(
-    rule=st.sampled_from(RULES),
-    dtype=st.sampled_from(DTYPES),
-    guided=st.booleans(),
-    history=st.integers(1, 4),
-    stages=st.sampled_from([1, 1, 2]),
-    stochastic=st.booleans(),
-    batch=st.integers(1, 2),
-    elements=st.sampled_from(SIZES),
-    granularity=st.sampled_from(["sample", "sample", "batch"]),
-    seed=st.integers(0, 10**6),
-)
+@given(**ANY_STEP | {"batch": st.integers(1, 2)}, elements=st.sampled_from(SIZES))
 def test_step_equals_reference(
     rule, dtype, guided, history, stages, stochastic, batch, elements, granularity, seed
 ):
     table = problems.table(5 if stages == 1 else 7, history, stages, stochastic, seed)
     config = problems.config(rule, table, granularity=granularity, seed=seed)
-    state = on_triton(problems.state(table, batch, elements, config, guided, dtype, seed))
-    while bool((state.index < table.num_steps).any()):
-        state.model_output.copy_(problems.outputs(state, int(state.index.sum()), seed))
-        for fresh in (True, False):
-            expected, bound = assert_step_agrees(state, fresh)
-            atol = 1e-6 if rule == "defect" else 1e-8
-            assert torch.allclose(state.norms, expected.norms, rtol=1e-4, atol=atol, equal_nan=True)
-            assert torch.equal(state.score.isnan(), expected.score.isnan())
-            unit = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
-            error = (state.model_input.double() - expected.model_input.double()).abs()
-            limit = 2 * unit * expected.model_input.double().abs() + 2**-24
-            limit += 1.5 * bound.repeat(len(error) // batch, 1)
-            assert bool((error <= limit).all())
+    state = problems.state(table, batch, elements, config, guided, dtype, seed)
+    assert_sampling_agrees(on_triton(state), seed)
 
 
 @settings(max_examples=30)
