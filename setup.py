@@ -8,9 +8,10 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from torch.utils import cpp_extension
 
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -109,13 +110,31 @@ def cuda_toolkit():
     return Path(top[1].strip()).resolve(), tuple(map(int, release.groups()))
 
 
+class What(Command):
+    """Prints what a build would compile here: pip hides a build's own words."""
+
+    user_options: ClassVar[list] = []
+
+    def initialize_options(self):
+        pass
+
+    def finalize_options(self):
+        pass
+
+    def run(self):
+        libraries = "the CPU library alone: no nvcc of the CUDA version of this torch is here"
+        if toolkit:
+            libraries = "the CPU and the CUDA library (some minutes: kernels for several GPUs)"
+        print(f"compiling {libraries}")
+
+
 toolkit = cuda_toolkit()
 extensions = [cpu_library()]
 if toolkit:
     extensions += [cuda_library(*toolkit), graph_module(toolkit[0])]
 setup(
     ext_modules=extensions,
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "what": What},
     # The libraries know nothing of Python: one wheel of them serves every version from 3.10 on.
     options={} if toolkit else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

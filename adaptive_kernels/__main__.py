@@ -69,7 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     option("--json", action="store_true", help=json_help)
     demo.set_defaults(function=_demo)
 
-    info = commands.add_parser("info", help="what was built, what serves each device, and why")
+    info = commands.add_parser(
+        "info",
+        help="what was built, what serves each device, and why",
+        description="Print the versions of adaptive_kernels and torch; whether each compiled "
+        "library (_C for the CPU, _C_cuda for CUDA, _graph for loops inside CUDA graphs) loads; "
+        "which implementation of the ops serves each device; and which executors of the sampling "
+        "loop work there. Every answer says why. Runs on any machine and needs no GPU.",
+    )
     info.add_argument("--json", action="store_true", help=json_help)
     info.set_defaults(function=_info)
     return parser

@@ -14,6 +14,7 @@ from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
 from .sampling.state import MAX_HISTORY, State
+from .solvers.keywords import known_keywords
 from .solvers.table import SolverTable
 
 __all__ = ["AdaptiveSampler"]
@@ -52,7 +53,8 @@ class AdaptiveSampler:
             network on the conditional half alone.
         dtype: of the network's input; None takes the dtype of the model's parameters.
         executor: "auto", "graph", "groups" or "eager".
-        **table_arguments: passed to `SolverTable.from_scheduler` (strength, step_kwargs, mu, ...).
+        **table_arguments: passed to `SolverTable.from_scheduler`: strength or begin_index,
+            step_kwargs, and what the scheduler's set_timesteps() takes (mu, sigmas, ...).
 
     Raises:
         UnsupportedSchedulerError: the scheduler is no table; names the setting.
@@ -75,6 +77,7 @@ class AdaptiveSampler:
             raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+        known_keywords(type(self), scheduler, table_arguments)
         if isinstance(scheduler, SolverTable):
             surplus = [*table_arguments]
             if num_inference_steps is not None:
@@ -140,6 +143,9 @@ class AdaptiveSampler:
             the cause of a `CaptureError` where a graph was asked for; RuntimeError, of which that
             is a kind, where the executor asked for does not work here.
         """
+        for name, value in (("gather", gather), ("progress", progress)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be a bool, got {value!r}")
         scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
         is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
         state = self._begin(model, noise, latents, seed, step_noise, scale, threshold)

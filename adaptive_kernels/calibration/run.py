@@ -16,11 +16,13 @@ from ..files import replacing, write_json
 from ..rules.config import AdaptiveConfig
 from ..rules.presets import save_config
 from ..sampler import AdaptiveSampler
+from ..solvers.keywords import known_keywords
 from ..solvers.table import SolverTable
 from .picture import tradeoff_picture
+from .progress import CallBar
 from .record import Samples, begin
 from .store import Store, fingerprint
-from .target import plan_setting, threshold_setting
+from .target import plan_setting, search_calls, threshold_setting
 from .trials import KNOBS, MOST_DB, Bench, Plans, Thresholds
 
 __all__ = ["calibrate"]
@@ -78,7 +80,8 @@ def calibrate(
         out: folder for config.json, report.json and curve.png (with matplotlib) and for what has
             been done so far (8 bytes an element, step and sample): an interrupted calibration goes
             on there, another target replaces the results. None keeps nothing.
-        progress: whether to show a tqdm bar of network calls.
+        progress: whether to show a tqdm bar of network calls; its total is an estimate that gets
+            better.
 
     Returns:
         The config; `AdaptiveConfig(criterion="plan", plan=...)` for a plan.
@@ -88,6 +91,7 @@ def calibrate(
             where no setting meets the target, or out holds another calibration, which stays.
         OSError: out cannot be written.
     """
+    known_keywords(calibrate, scheduler, table_arguments)
     base = _check(calls, quality_db, criterion, config, trials, curve, noise)
     _check_call(guidance_scale, unconditional, decode, data_range)
     calls, quality_db = (None if v is None else float(v) for v in (calls, quality_db))
@@ -109,7 +113,14 @@ def calibrate(
     key = fingerprint(asdict(table), *arrays, state.model_input.dtype)
     store = Store(None if out is None else Path(out), key)
     held = torch.arange(len(noise), device=noise.device) % HELD_OUT == HELD_OUT - 1
-    with tqdm(unit="call", disable=not progress) as bar, torch.no_grad():
+    parts = {
+        "full": 2 * table.num_steps,
+        "search": search_calls(table, criterion, calls, curve, int(trials)),
+        "held": calls or table.num_steps / 2,
+    }
+    total = round(sum(parts.values()))
+    with tqdm(total=total, unit="call", disable=not progress) as shown, torch.no_grad():
+        bar = CallBar(shown, parts)
         tuned, held_out = (samples.pick(mask.nonzero()[:, 0]) for mask in (~held, held))
         bench = Bench(sampler, tuned, held_out, decode or (lambda x: x), data_range, store, bar)
         if criterion == "plan":
@@ -120,9 +131,8 @@ def calibrate(
             chosen = threshold_setting(make, calls, quality_db)
         best = make.config(chosen)
         point = {**make.points[chosen], "held_out": bench.measure(best, bench.held)}
-        bar.set_description(
-            "held out: {nfe:.1f} calls, {psnr_db:.1f} dB".format(**point["held_out"])
-        )
+        bar.expect(search=0, held=0)
+        bar.say("held out: {nfe:.1f} calls, {psnr_db:.1f} dB".format(**point["held_out"]))
     if out is not None:
         report = {
             "solver": table.name,

@@ -1,12 +1,11 @@
 """What a calibration tries: thresholds of a criterion, or plans by their number of calls."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..metrics import psnr
 from ..rules.config import AdaptiveConfig
@@ -15,6 +14,7 @@ from ..rules.presets import plan_from_json, plan_to_json
 from ..sampler import AdaptiveSampler
 from ..sampling.network import network_dtype
 from .fit import Fit, fit
+from .progress import CallBar
 from .record import Recording, Samples, record, repeated
 from .search import Search, response
 from .store import Store, fingerprint
@@ -41,12 +41,15 @@ class Bench:
         decode: Callable[[Tensor], Tensor],
         data_range: float,
         store: Store,
-        bar: tqdm,
+        bar: CallBar,
     ) -> None:
         self.sampler, self.tuned, self.held, self.store, self.bar = sampler, tuned, held, store, bar
         self.decode, self.data_range = decode, data_range
         self.table = sampler.table
-        self.full = {id(s): self._record(name, s) for name, s in (("tuned", tuned), ("held", held))}
+        self.full = {id(tuned): self._record("tuned", tuned)}
+        bar.expect(full=self.table.num_steps)
+        self.full[id(held)] = self._record("held", held)
+        bar.expect(full=0)
         self.shown = {id(s): self._show(self.full[id(s)].latents[-1], s) for s in (tuned, held)}
         if not all(bool(x.isfinite().all()) for x in self.shown.values()):
             raise ValueError("decode must return finite numbers, got NaN or Inf")
@@ -59,8 +62,8 @@ class Bench:
             recording = Recording(stored["latents"], stored["outputs"])
             self._check_model(recording, samples)
             return recording
-        self.bar.set_description(f"full runs, {name} samples")
-        recording = record(self.sampler, samples, self.tick)
+        self.bar.say(f"full runs, {name} samples")
+        recording = record(self.sampler, samples, self.bar.tick)
         if not bool(recording.latents.isfinite().all()):
             raise ValueError("model must return finite outputs; the full run gave NaN or Inf")
         self.store.put_tensors(name, {"latents": recording.latents, "outputs": recording.outputs})
@@ -73,7 +76,7 @@ class Bench:
             repeated(self.sampler, samples, recording, i).double(),
             recording.outputs[i].double(),
         )
-        self.tick()
+        self.bar.tick()
         dtype = self.sampler.dtype or network_dtype(samples.model)
         tolerance = max(SAME_MODEL, 2 * torch.finfo(dtype).eps)
         off = ((again - before).norm() / before.norm().clamp(min=1e-30)).item()
@@ -82,9 +85,6 @@ class Bench:
                 f"model must be the one whose calibration {self.store.folder} holds, got another "
                 f"output at step {i}, {100 * off:.2g} % off the recorded one"
             )
-
-    def tick(self) -> None:
-        self.bar.update(1)
 
     def _show(self, latents: Tensor, samples: Samples) -> Tensor:  # [B, N] -> [B, ...]
         shown, batch = self.decode(latents.view(samples.noise.shape)), len(samples.noise)
@@ -123,7 +123,7 @@ class Bench:
             latents=samples.latents,
             seed=samples.seed,
             gather=not guided or samples.unconditional is not None,
-            callback=lambda _: self.tick(),
+            callback=lambda _: self.bar.tick(),
             progress=False,
         )
         nfe = result.nfe.double().mean().item()
@@ -146,7 +146,7 @@ class Thresholds:
             config = self.config(setting)
             name = f"{config} {self.bench.view}"
             if (figures := self.bench.store.get(name)) is None:
-                self.bench.bar.set_description(f"threshold {config.threshold:.3g}")
+                self.bench.bar.say(f"threshold {config.threshold:.3g}")
                 figures = self.bench.measure(config, self.bench.tuned)
                 figures["threshold"] = config.threshold
                 self.bench.store.put(name, figures)
@@ -155,6 +155,10 @@ class Thresholds:
 
     def range(self) -> tuple[float, float]:
         return -self.most, -self.least
+
+    def expect(self, evaluations: int, calls: float) -> None:
+        """Tells the bar what is left of the search."""
+        self.bench.bar.expect(search=evaluations * calls)
 
 
 class Plans:
@@ -166,7 +170,7 @@ class Plans:
         self.wholes = -(-table.num_steps // table.stages)
         gamma = bench.store.get("gamma")
         if gamma is None:
-            bench.bar.set_description("the network's response")
+            bench.bar.say("the network's response")
             gamma = response(table, full, [self._fit(m) for m in _spread(self.wholes)]).tolist()
             bench.store.put("gamma", gamma)
         gamma = torch.tensor(gamma, dtype=torch.float64, device="cpu")
@@ -176,7 +180,7 @@ class Plans:
         stages, steps = self.bench.table.stages, self.bench.table.num_steps
         refresh = mask.repeat_interleave(stages)[:steps]
         full = self.bench.full[id(self.bench.tuned)]
-        return fit(self.bench.sampler, self.bench.tuned, full, refresh, self.bench.tick)
+        return fit(self.bench.sampler, self.bench.tuned, full, refresh, self.bench.bar.tick)
 
     def _try(self, mask: Tensor) -> dict:
         """Figures and plan of a mask, fitted on the tuned samples."""
@@ -192,7 +196,7 @@ class Plans:
         """The best plan of `setting` whole steps: local optima of the search, then real moves."""
         if setting in self.points:
             return self.points[setting]
-        self.bench.bar.set_description(f"plans of {setting} calls")
+        self.bench.bar.say(f"plans of {setting} calls")
         masks = self.search.optima(setting, STARTS)
         # What the network itself said about other numbers of calls.
         masks += [self.search.resized(_mask(self.best[s]), setting) for s in self.best]
@@ -222,9 +226,20 @@ class Plans:
     def range(self) -> tuple[int, int]:
         return 1, self.wholes
 
+    def expect(self, settings: Sequence[int]) -> None:
+        """Tells the bar what is left of the search."""
+        new = [setting for setting in settings if setting not in self.points]
+        stages = self.bench.table.stages
+        self.bench.bar.expect(search=sum(plan_cost(s * stages, self.trials) for s in new))
+
     def setting(self, calls: float) -> int:
         """The number of whole steps whose network calls come closest."""
         return min(math.floor(calls / self.bench.table.stages + 0.5), self.wholes)
+
+
+def plan_cost(calls: float, trials: int) -> float:
+    """Network calls to find the plan of so many: each mask tried on the network makes as many."""
+    return calls * (STARTS + trials)
 
 
 def _mask(steps: tuple[bool, ...]) -> Tensor:

@@ -49,10 +49,10 @@ Args:
     condition: handle of the conditional node of a CUDA graph whose value the launch sets: 1 while
         some sample has steps to go, then 0. CUDA alone.
 
-Raises: RuntimeError naming the argument (shape, dtype, contiguity, shared memory). Values lie on
-    the device: only the CPU's op raises for negative counters or refreshes that lie ahead (a GPU
-    leaves such a sample alone) and for samples at different steps that decide together (undefined
-    on a GPU).
+Raises: RuntimeError naming the argument (shape, dtype, device, contiguity, shared memory). Values
+    lie on the device: only the CPU's op raises for negative counters or refreshes that lie ahead (a
+    GPU leaves such a sample alone) and for samples at different steps that decide together
+    (undefined on a GPU).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 
 Ops write into what they get and return nothing; torch.compile sees one opaque call. `reference` is
@@ -60,6 +60,7 @@ their default implementation (CompositeExplicitAutograd); `dispatch` overrides i
 """
 
 import torch
+from torch import Tensor
 
 from . import reference
 
@@ -75,9 +76,24 @@ OPS = ("step", "advance")
 LIBRARY = torch.library.Library("adaptive_kernels", "DEF")
 LIBRARY.define(f"step({_ARGUMENTS}, bool fresh, int? condition=None) -> ()")
 LIBRARY.define(f"advance({_ARGUMENTS}, int? condition=None) -> ()")
+
+
+def _fake(*arguments: object, **named: object) -> None:
+    """What the ops do with tensors without values: nothing, if all of them lie on one device.
+
+    One meta tensor among others brings a call here too, and must not pass for a step.
+    """
+    names = (argument.name for argument in step._schema.arguments)
+    given = dict(zip(names, arguments, strict=False)) | named
+    device = given["latents"].device
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.device != device:
+            raise RuntimeError(f"{name} must be on {device} as latents is, got {value.device}")
+
+
 for _name in OPS:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"adaptive_kernels::{_name}", lambda *_, **__: None, lib=LIBRARY)
+    torch.library.register_fake(f"adaptive_kernels::{_name}", _fake, lib=LIBRARY)
 
 step = torch.ops.adaptive_kernels.step.default
 advance = torch.ops.adaptive_kernels.advance.default

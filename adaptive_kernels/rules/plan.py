@@ -34,6 +34,9 @@ class Plan:
     weights: tuple[tuple[float, float, float], ...]
     updates: tuple[tuple[float, float, float], ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Plan({self.solver}: {self.calls} of {len(self.refresh)} calls)"
+
     def __post_init__(self):
         if not isinstance(self.solver, str):
             raise TypeError(f"plan.solver must be a str, got {type(self.solver).__name__}")

@@ -46,6 +46,8 @@ def begin(
         raise TypeError(
             f"noise must be a floating-point tensor [B, ...] of at least 2 dimensions, got {got}"
         )
+    if noise.is_meta:
+        raise ValueError("noise must have values, got a meta tensor")
     batch = noise.shape[0]
     x = noise.float() * table.init_noise_sigma
     if latents is None and table.begin:
@@ -129,6 +131,8 @@ def seeds_of(seed, batch: int) -> Tensor:
         raise ValueError(
             f"seed must be an int or {batch} ints (int64), got {seeds.dtype} {tuple(seeds.shape)}"
         )
+    if seeds.is_meta:
+        raise ValueError("seed must have values, got a meta tensor")
     return seeds
 
 

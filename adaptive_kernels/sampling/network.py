@@ -75,7 +75,7 @@ class NetworkCall:
         self._all = self._keywords(None)
 
     def _keywords(self, samples: Tensor | None) -> dict:
-        """The keyword arguments of the samples `rows` (None: all), halves stacked."""
+        """The keyword arguments of `samples` (None: all), halves stacked."""
 
         def join(parts):
             if not isinstance(parts[-1], Tensor):
@@ -88,10 +88,10 @@ class NetworkCall:
         )
 
     def __call__(self, model_input: Tensor, timestep: Tensor, samples: Tensor | None) -> Tensor:
-        """The model output [rows or 2 rows, N] of the samples `rows` (None: all).
+        """The model output [rows or 2 rows, N] of `samples` (None: all).
 
         Args:
-            model_input: [B or 2B, N]. timestep: [B or 2B]. rows: [b] int64 or None.
+            model_input: [B or 2B, N]. timestep: [B or 2B]. samples: [b] int64 or None.
         """
         keywords = self._all
         if samples is not None:

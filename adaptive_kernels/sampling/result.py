@@ -28,6 +28,13 @@ class SamplingResult:
     executor: str = "eager"  # which one ran it: "graph", "groups" or "eager"
     executor_why: str = ""  # why that one, and why not those before it
 
+    def __repr__(self) -> str:
+        lost = f", {count} with NaN or Inf" if (count := int(self.nonfinite.sum())) else ""
+        return (
+            f"SamplingResult(latents {list(self.latents.shape)}, "
+            f"NFE {_calls(self.nfe, len(self.refreshed))}, executor {self.executor!r}{lost})"
+        )
+
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -41,6 +48,22 @@ class StepInfo:
     nfe: Tensor  # [B] int32
     refreshed: Tensor  # [T, B] bool, filled up to index
     latents: Callable[[], Tensor]  # () -> [B, ...] float32, each sample at its own step
+
+    def __repr__(self) -> str:
+        steps = len(self.refreshed)
+        return (
+            f"StepInfo(tick {self.tick}, {len(self.index)} samples, "
+            f"steps done {_calls(self.index, steps)}, NFE {_calls(self.nfe, steps)})"
+        )
+
+
+def _calls(counts: Tensor, steps: int) -> str:
+    """Mean and range of a count per sample, out of the table's rows."""
+    if not len(counts):
+        return f"none of {steps}"
+    mean, least, most = counts.double().mean(), counts.min(), counts.max()
+    spread = "" if least == most else f" ({int(least)}-{int(most)})"
+    return f"{float(mean):.1f} of {steps}{spread}"
 
 
 def info_of(state: State, tick: int, shape: tuple[int, ...]) -> StepInfo:

@@ -40,6 +40,14 @@ class State:
     rule: tuple[int, int, int, int]
     batch_wide: bool
 
+    def __repr__(self) -> str:
+        (_, batch, elements), rows = self.latents.shape, self.model_input
+        return (
+            f"State({batch} samples of {elements} elements on {self.latents.device}, "
+            f"{len(self.rows)} steps, network of {len(rows)} rows in "
+            f"{str(rows.dtype).removeprefix('torch.')})"
+        )
+
     @classmethod
     def begin(
         cls,
@@ -152,9 +160,9 @@ class State:
         """Takes fresh model outputs and runs every sample to its next refresh (`ops.advance`).
 
         Args:
-            model_output: [B or 2B, N] of all samples, or [b or 2b, N] of the samples `rows`
+            model_output: [B or 2B, N] of all samples, or [b or 2b, N] of `samples`
                 alone; None: the network wrote into the buffer.
-            rows: [b] int64, or None for all.
+            samples: [b] int64, or None for all.
             condition: handle of a CUDA graph's condition to set, or None.
         """
         if samples is not None:

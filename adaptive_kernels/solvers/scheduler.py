@@ -5,7 +5,6 @@ and checked on random data, so a new scheduler needs no code.
 """
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,14 +97,6 @@ def _check_arguments(
     scheduler: Any, num_inference_steps: Any, step_kwargs: dict, set_timesteps_kwargs: dict
 ) -> None:
     probe.check_step_kwargs(scheduler, step_kwargs)
-    parameters = inspect.signature(scheduler.set_timesteps).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key in set_timesteps_kwargs:
-        if not (key in parameters or anything) or key == "device":
-            raise ValueError(
-                f"{type(scheduler).__name__}.set_timesteps has no argument {key!r}; it takes "
-                f"{sorted(set(parameters) - {'device', 'num_inference_steps'})}"
-            )
     if num_inference_steps is None:
         if not {"timesteps", "sigmas"} & set_timesteps_kwargs.keys():
             raise ValueError("num_inference_steps must be given unless timesteps or sigmas are")

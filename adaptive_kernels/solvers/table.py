@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .keywords import known_keywords
 from .levels import NoiseLevels
 from .scheduler import read_scheduler
 
@@ -131,8 +132,9 @@ class SolverTable:
         set_timesteps_kwargs: further arguments of set_timesteps(), such as mu or sigmas.
 
         Raises UnsupportedSchedulerError where the scheduler is no table, TypeError for an object
-        that is no scheduler, ValueError for arguments out of range.
+        that is no scheduler or an argument nobody knows, ValueError for arguments out of range.
         """
+        known_keywords(cls.from_scheduler, scheduler, set_timesteps_kwargs)
         fields = read_scheduler(
             *(scheduler, num_inference_steps, step_kwargs),
             *(strength, begin_index, set_timesteps_kwargs),

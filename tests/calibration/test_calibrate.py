@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
-from adaptive_kernels.calibration import trials
+from adaptive_kernels.calibration import run, trials
 from adaptive_kernels.calibration.search import Search
 from adaptive_kernels.demo.model import NULL_LABEL, SAMPLE_SHAPE, demo_scheduler, load_demo_model
 from adaptive_kernels.metrics import psnr
@@ -417,6 +417,35 @@ def test_what_was_found_at_another_number_of_calls_is_a_start(tmp_path, monkeypa
     few, more = json.loads((tmp_path / "report.json").read_text())["curve"]
     assert (few["nfe"], more["nfe"]) == (5, 6)
     assert more["psnr_db"] > few["psnr_db"]
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"calls": 4},
+        {"calls": 4, "curve": None},
+        {"quality_db": 20},
+        {"calls": 5, "criterion": "defect"},
+    ],
+    ids=str,
+)
+def test_the_bar_has_a_total_from_the_start_and_ends_full(keywords, monkeypatch):
+    totals, bars = [], []
+
+    class Watched(run.tqdm):
+        def refresh(self, *arguments, **named):
+            totals.append((self.n, self.total))
+
+        def close(self):
+            bars.append((self.n, self.total))
+
+    monkeypatch.setattr(run, "tqdm", Watched)
+    calibrate(progress=True, **keywords)
+    (made, total), (begun, first) = bars[-1], totals[0]
+    assert made == total > 0 == begun
+    assert all(n <= most for n, most in totals)
+    if "calls" in keywords:
+        assert total / 2 < first < 2 * total, "the estimate before anything is known"
 
 
 @pytest.mark.parametrize("criterion", ["plan", "defect"])

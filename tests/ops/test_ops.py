@@ -43,6 +43,21 @@ def test_fake_tensors_of_any_device():
             assert ops.advance(*fake, condition=7) is None
 
 
+@pytest.mark.parametrize("op", ["step", "advance"])
+def test_a_meta_tensor_among_others_is_refused_and_nothing_is_written(op):
+    """torch hands such a call to the op's fake, which would pass it over in silence."""
+    for name in NAMES:
+        state = ready("defect", guided=True)
+        before, arguments = state.clone(), dict(zip(NAMES, state.arguments(), strict=True))
+        if not isinstance(arguments[name], torch.Tensor):
+            continue
+        arguments[name] = arguments[name].to("meta")
+        wanted = "latents is, got" if name == "latents" else f"{name} must be on cpu as latents"
+        with pytest.raises(RuntimeError, match=wanted):
+            getattr(ops, op)(*arguments.values(), *([True] if op == "step" else []))
+        assert state.progress.equal(before.progress) and state.latents.equal(before.latents)
+
+
 def replaced(name, value, rule="third_order"):
     arguments = dict(zip(NAMES, ready(rule, guided=True).arguments(), strict=True))
     arguments[name] = value(arguments[name]) if callable(value) else value

@@ -1,6 +1,7 @@
 """The sampler: equal to the scheduler's own loop, per sample, and clear about bad input."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -463,6 +464,39 @@ def test_refusals_of_a_call(call, error, message):
             "dtype must be float32, float16 or bfloat16",
         ),
         (
+            lambda: ak.AdaptiveSampler(ddim(), 5, guidance=5),
+            TypeError,
+            "^AdaptiveSampler has no argument 'guidance', nor has DDIMScheduler.set_timesteps"
+            r"\(\); did you mean guidance_scale",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(FlowMatchEulerDiscreteScheduler(), 5, sigma=[1.0]),
+            TypeError,
+            r"has no argument 'sigma', nor has .*, which takes mu, sigmas, timesteps; .* sigmas\?",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ak.SolverTable.from_scheduler(ddim(), 5), guidance=5),
+            TypeError,
+            r"^AdaptiveSampler has no argument 'guidance'; did you mean guidance_scale\?",
+        ),
+        (
+            lambda: ak.SolverTable.from_scheduler(ddim(), 5, strenght=0.5),
+            TypeError,
+            r"^SolverTable.from_scheduler has no argument 'strenght', .* did you mean strength\?",
+        ),
+        (lambda: sample(gather="no"), TypeError, "gather must be a bool, got 'no'"),
+        (
+            lambda: ak.AdaptiveSampler(ddim(), 5)(toy, noise(), progress=None),
+            TypeError,
+            "progress must be a bool, got None",
+        ),
+        (lambda: sample(x=noise().to("meta")), ValueError, "noise must have values, got a meta"),
+        (
+            lambda: sample(seed=torch.arange(3).to("meta")),
+            ValueError,
+            "seed must have values, got a meta",
+        ),
+        (
             lambda: ak.AdaptiveSampler(ak.SolverTable.from_scheduler(ddim(), 5), 5),
             ValueError,
             "already fixes the steps; drop num_inference_steps",
@@ -491,6 +525,26 @@ def test_refusals_of_a_call(call, error, message):
 def test_refusals_of_a_sampler(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_results_print_in_one_short_line():
+    ticks = []
+    result = sample(
+        config=ak.AdaptiveConfig(criterion="every(3)"),
+        callback=lambda info: ticks.append(repr(info)),
+    )
+    calls = int(result.nfe[0])
+    text = f"latents {[*SHAPE]}, NFE {calls}.0 of 20, executor 'eager'"
+    assert repr(result) == f"SamplingResult({text})"
+    assert ticks[-1] == (
+        f"StepInfo(tick {calls}, 3 samples, steps done 20.0 of 20, NFE {calls}.0 of 20)"
+    )
+    apart = replace(result, nfe=torch.tensor([4, 5, 9]), nonfinite=torch.tensor([True] * 3))
+    assert "NFE 6.0 of 20 (4-9), executor 'eager', 3 with NaN or Inf" in repr(apart)
+    state = ak.AdaptiveSampler(ddim(), 20, guidance_scale=2.0).begin(toy, noise())
+    assert repr(state) == (
+        "State(3 samples of 70 elements on cpu, 20 steps, network of 6 rows in float32)"
+    )
 
 
 def test_non_contiguous_noise_and_outputs_work():

@@ -602,7 +602,6 @@ def test_what_is_no_scheduler_is_a_type_error(value) -> None:
         ({"num_inference_steps": 5.0}, "num_inference_steps must be an int, got 5.0"),
         ({"num_inference_steps": True}, "num_inference_steps must be an int, got True"),
         ({}, "num_inference_steps must be given unless timesteps or sigmas are"),
-        ({"num_inference_steps": 5, "mu": 1.0}, "set_timesteps has no argument 'mu'"),
         ({"num_inference_steps": 5, "strength": 0.0}, "strength must be in .0, 1., got 0.0"),
         ({"num_inference_steps": 5, "strength": 1.5}, "strength must be in .0, 1., got 1.5"),
         ({"num_inference_steps": 5, "strength": 0.1}, "strength must leave a step to run"),
