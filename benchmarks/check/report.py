@@ -1,10 +1,11 @@
 """Puts gpu_check.json together from what the parts of gpu_check.sh left, and says what failed.
 
-    python -m benchmarks.check.report --out DIR --device FILE NAME:STATUS:SECONDS ...
+    python -m benchmarks.check.report --out DIR --device FILE [--only PARTS] NAME:STATUS:SECONDS ...
 
 STATUS is a part's exit code, or "skipped", with the reason in place of the seconds. Every field is
-there whatever is missing; what could not be read says why. Exit code 1 if anything failed. An aim
-that was missed is no failure.
+there whatever is missing; what could not be read says why, and a part that nobody asked for is
+empty. Exit code 1 if anything failed. An aim that was missed is no failure, nor is a case or a
+sanitizer that time did not reach: "left_out" names them.
 """
 
 import argparse
@@ -12,13 +13,16 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as xml
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.check.aims import aims, loop_aims, ratios
 from benchmarks.executors.overhead import planned
 
+# Parts that leave results behind.
+RESULTS = ("tests", "loop", "benchmarks")
+LATE = "no time was left"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 CODES = {"124": "ran out of time", "137": "ran out of time and was killed", "127": "is not here"}
 
@@ -58,14 +62,14 @@ def tests(path: Path) -> dict:
     return {**counts, "passed": passed, "failed": failed, "skip_reasons": reasons}
 
 
-def sanitizers(log: Path, done: list[dict]) -> dict:
-    """What each tool of compute-sanitizer said last, by the headings gpu_check.sh writes."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    said = dict(re.findall(r"^== (\w+)[^\n]*\n(.*?)(?=^== |\Z)", text, re.MULTILINE | re.DOTALL))
+def sanitizers(out: Path, done: list[dict]) -> dict:
+    """What each tool of compute-sanitizer said last, in the log of its name."""
     by_tool = {}
     for tool in SANITIZERS:
         part = next((p for p in done if p["name"] == tool), None)
-        summaries = re.findall(r"[A-Z ]*SUMMARY: .*", said.get(tool, ""))
+        log = out / f"{tool}.log"
+        said = log.read_text(errors="replace") if part and log.exists() else ""
+        summaries = re.findall(r"[A-Z ]*SUMMARY: .*", said)
         by_tool[tool] = {
             "verdict": part["verdict"] if part else "not reached",
             "why": part["why"] if part else None,
@@ -89,8 +93,8 @@ def attempt(make: Callable[[], Any], otherwise: Any = None) -> Any:
         return {"error": f"{type(error).__name__}: {error}"} if otherwise is None else otherwise
 
 
-def failures(report: dict) -> list[str]:
-    """What failed, a line each."""
+def failures(report: dict, asked: Sequence[str]) -> list[str]:
+    """What failed, a line each; `asked` are the parts that must have results."""
     device = report["device"]
     found = [f"device: {device[why]}" for why in ("problem", "error") if device.get(why)]
     reached = {part["name"]: part["verdict"] for part in report["parts"]}
@@ -98,36 +102,61 @@ def failures(report: dict) -> list[str]:
         # The device's problem says more than their exit codes.
         if part["verdict"] == "failed" and not (found and part["name"] in ("device", "library")):
             found.append(f"{part['name']}: {part['why']}")
-    for name in ("tests", "loop", "benchmarks"):
+    for part in report["parts"]:
+        if part["name"] in asked and part["verdict"] == "skipped":
+            found.append(f"{part['name']}: {part['why']}")
+    for name in asked:
         if name not in reached:
             found.append(f"{name}: not reached")
-        elif "error" in report[name]:
+        elif "error" in report[name] and reached[name] != "skipped":
             found.append(f"{name}: no results: {report[name]['error']}")
     found += [f"test {line}" for line in report["tests"].get("failed", [])]
     if report["tests"].get("passed") == 0:
         found.append("tests: none passed")
     for name, word in (("loop", "loop"), ("benchmarks", "benchmark")):
         found += [f"{word} {line}" for line in report[name].get("failed", [])]
-        found += [f"{word} {n}: not timed" for n in report[name].get("not_begun", [])]
+        if report[name].get("rows") == [] and not report[name].get("skipped"):
+            found.append(f"{name}: nothing was timed")
     return found
 
 
-def build(out: Path, device: Path, given: list[str]) -> dict:
+def left_out(report: dict) -> list[str]:
+    """What time did not reach, a line each."""
+    late = [p["name"] for p in report["parts"] if p["verdict"] == "skipped" and p["why"] == LATE]
+    for name, word in (("loop", "loop"), ("benchmarks", "benchmark")):
+        late += [f"{word} {case}" for case in report[name].get("not_begun", [])]
+    return late
+
+
+def build(out: Path, device: Path, given: list[str], only: Sequence[str] = RESULTS) -> dict:
+    """The report; of `only`, the parts that have results of their own."""
+    asked = [name for name in RESULTS if name in only]
+
+    def of(name: str, make: Callable[[], Any]) -> Any:
+        return attempt(make) if name in asked else {}
+
     done = attempt(lambda: parts(given), [])
-    bench = attempt(lambda: read(out / "bench.json"))
-    loop = attempt(lambda: read(out / "loop.json"))
+    bench = of("benchmarks", lambda: read(out / "bench.json"))
+    loop = of("loop", lambda: read(out / "loop.json"))
     report = {
         "device": attempt(lambda: read(device)),
         "parts": done,
-        "tests": attempt(lambda: tests(out / "tests.xml")),
-        "sanitizers": attempt(lambda: sanitizers(out / "sanitize.log", done)),
+        "tests": of("tests", lambda: tests(out / "tests.xml")),
+        "sanitizers": attempt(lambda: sanitizers(out, done)),
         "ceilings": bench.get("ceilings"),
         "ratios": attempt(lambda: ratios(bench), []),
-        "aims": attempt(lambda: aims(bench), []) + attempt(lambda: loop_aims(loop), []),
+        "aims": [
+            *(attempt(lambda: aims(bench), []) if "benchmarks" in asked else []),
+            *(attempt(lambda: loop_aims(loop), []) if "loop" in asked else []),
+        ],
         "benchmarks": bench,
         "loop": loop,
     }
-    return {"failed": failures(report), **report}
+    return {
+        "failed": failures(report, asked),
+        "left_out": attempt(lambda: left_out(report)),
+        **report,
+    }
 
 
 def number(value: float | None) -> str:
@@ -160,6 +189,9 @@ def in_words(report: dict) -> str:
     for part in report["parts"]:
         if part["verdict"] == "skipped":
             lines.append(f" skipped: {part['name']}: {part['why']}")
+    if passed := report["tests"].get("passed"):
+        lines.append(f"   tests: {passed} of {report['tests']['tests']} passed")
+    lines += [f"left out: {line}" for line in report["left_out"]]
     for name, why in attempt(lambda: dict(report["loop"]["skipped"]), {}).items():
         lines.append(f" skipped: loop of {name}: {why}")
     lines += [f"  failed: {line}" for line in report["failed"]] or ["  failed: nothing"]
@@ -170,11 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--name", default="gpu_check.json", help="of the report in DIR")
+    parser.add_argument("--only", default=",".join(RESULTS), metavar="PARTS", help="with commas")
     parser.add_argument("--quiet", action="store_true", help="write the file alone")
     parser.add_argument("parts", nargs="*", metavar="NAME:STATUS:SECONDS")
     options = parser.parse_args(arguments)
-    report = build(options.out, options.device, options.parts)
-    path = options.out / "gpu_check.json"
+    only = [name for name in options.only.split(",") if name]
+    report = build(options.out, options.device, options.parts, only)
+    path = options.out / options.name
     path.write_text(json.dumps(report, indent=1) + "\n")
     if not options.quiet:
         print(in_words(report))

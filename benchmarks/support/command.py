@@ -31,8 +31,12 @@ def has_device(options: argparse.Namespace) -> bool:
 
 
 def exit_code(report: dict) -> int:
-    """1 after a failure or where time ran out, each of them printed; else 0."""
-    failed = report["failed"] + [f"{name}: no time was left" for name in report["not_begun"]]
+    """1 after a failure or where nothing was timed, else 0; prints what failed or was left out."""
+    for name in report["not_begun"]:
+        print(f"left out: {name}: no time was left")
+    failed = report["failed"]
+    if not report["rows"] and not report.get("skipped"):
+        failed = [*failed, "nothing was timed"]
     for line in failed:
         print(f"failed: {line}")
     return 1 if failed else 0
