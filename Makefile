@@ -1,4 +1,5 @@
-# make demo: install and run the main job. make test: install, lint, test. make bench: CPU benchmarks.
+# make demo: install and run the main job. make test: install, lint, docs, test.
+# make docs: the pages of docs/ as a site. make bench: CPU benchmarks.
 # make fidelity: every method against the full run; stopped and started again, it goes on.
 PYTHON ?= python3
 VENV := .venv
@@ -12,12 +13,12 @@ CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 # benchmark keeps the default.
 demo test old-torch fidelity: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint old-torch bench fidelity clean
+.PHONY: demo test lint docs old-torch bench fidelity clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m adaptive_kernels demo --out demo
 
-test: $(VENV)/installed lint
+test: $(VENV)/installed lint docs
 	$(BIN)/python -m pytest -n auto
 	@$(MAKE) --no-print-directory old-torch
 
@@ -25,6 +26,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+# A link that leads nowhere fails.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
 
 # The library built against the newest torch, run by the oldest: one build serves both. Then what is
 # compiled against the oldest itself: the CUDA sources by its headers, Triton's by its Triton. Last the
@@ -76,5 +82,5 @@ define make_venv
 endef
 
 clean:
-	rm -rf $(VENV) $(OLD_VENV) $(VENV)-bootstrap $(OLD_VENV)-bootstrap build demo bench \
+	rm -rf $(VENV) $(OLD_VENV) $(VENV)-bootstrap $(OLD_VENV)-bootstrap build demo bench site \
 		adaptive_kernels/*.so adaptive_kernels/*/*.so *.egg-info

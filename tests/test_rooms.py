@@ -116,11 +116,16 @@ def test_a_wheel_holds_every_room_and_nothing_beside():
 
 
 def test_places_that_are_named_to_readers_exist():
-    """In README and CHANGELOG, in sources, tests and benchmarks."""
+    """In README and the docs, in sources, tests and benchmarks."""
     path = re.compile(r"\b(?:adaptive_kernels|csrc|tests|benchmarks|examples|docs)/[\w/.-]*\w")
     kinds = ("*.py", "*.h", "*.cpp", "*.cu", "*.sh")
     folders = ("adaptive_kernels", "csrc", "tests", "benchmarks", "examples")
-    files = [*PROJECT.glob("*.md"), PROJECT / "Makefile", PROJECT / "setup.py"]
+    files = [
+        *PROJECT.glob("*.md"),
+        *PROJECT.glob("docs/*.md"),
+        PROJECT / "Makefile",
+        PROJECT / "setup.py",
+    ]
     files += [
         file for folder in folders for kind in kinds for file in (PROJECT / folder).rglob(kind)
     ]

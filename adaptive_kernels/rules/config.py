@@ -15,7 +15,7 @@ CRITERIA = {"never": 0, "every": 1, "third_order": 2, "released": 3, "defect": 4
 FILLS = ("reuse", "linear", "fitted")
 GRANULARITIES = ("sample", "batch")
 
-# third_order and defect: chosen on the shipped model (README, "Measurements"); released: the
+# third_order and defect: chosen on the shipped model (docs/cpu.md, "The laboratory"); released: the
 # authors' value.
 DEFAULT_THRESHOLDS = {
     "never": 0.0,
@@ -106,7 +106,7 @@ class AdaptiveConfig:
 
     @classmethod
     def recommended(cls) -> "AdaptiveConfig":
-        """The criterion that came closest to the full run in the laboratory (README)."""
+        """The criterion that came closest to the full run in the laboratory (docs/cpu.md)."""
         return cls(criterion="defect")
 
     def resolved(self) -> "AdaptiveConfig":

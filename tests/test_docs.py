@@ -1,0 +1,205 @@
+"""README and the docs: their code runs, their links lead somewhere, their figures are measured."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import adaptive_kernels as ak
+
+PROJECT = Path(__file__).parents[1]
+DOCS = sorted((PROJECT / "docs").glob("*.md"))
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *DOCS]
+RESULTS = PROJECT / "benchmarks" / "results"
+H100 = RESULTS / "h100-f121a82"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NETWORKS = {"SD-1.5's U-Net": "SD-1.5", "SDXL's U-Net": "SDXL"}
+
+
+def blocks(page, language):
+    """[(first line's number, text)] of a page's code blocks in a language."""
+    text = page.read_text()
+    return [
+        (text[: found.start(2)].count("\n") + 1, found[2])
+        for found in BLOCK.finditer(text)
+        if found[1] == language
+    ]
+
+
+def table(page, title):
+    """The body rows, cell by cell, of the table whose heading has a column of this title."""
+    lines = page.read_text().splitlines()
+    start = next(k for k, line in enumerate(lines) if f"| {title} |" in line) + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            return rows
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name
+)
+def test_code_blocks_run(page, tmp_path, monkeypatch):
+    """In their order, as a reader would type them, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    names = {"__name__": "__main__"}
+    for line, text in blocks(page, "python"):
+        # Errors name the page and its line.
+        exec(compile("\n" * (line - 1) + text, str(page), "exec"), names)
+    results = [value for value in names.values() if isinstance(value, ak.SamplingResult)]
+    assert all(int(r.nfe.max()) < len(r.refreshed) for r in results), "no call was skipped"
+
+
+def test_every_fence_is_known():
+    """A block in another language would be run by nobody."""
+    languages = {found[1] for page in PAGES for found in BLOCK.finditer(page.read_text())}
+    assert languages == {"python", "sh"}
+    assert all(page.read_text().count("```") % 2 == 0 for page in PAGES)
+
+
+def helps(command):
+    """The help of a program that a shell line calls, and the line's words; None of a stranger."""
+    words = command.replace(".venv/bin/python", "python").split()
+    if words[:3] == ["python", "-m", "adaptive_kernels"]:
+        program = [sys.executable, "-m", "adaptive_kernels", words[3]]
+    elif words[0] == "benchmarks/gpu_check.sh":
+        program = [PROJECT / words[0]]
+    else:
+        return None
+    return subprocess.run([*program, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_shell_lines_name_what_is_there():
+    targets = set(re.findall(r"^(\S+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    targets = {target.replace("$(VENV)", ".venv") for target in targets}
+    lines = [line for page in PAGES for _, text in blocks(page, "sh") for line in text.splitlines()]
+    made = []
+    for line in lines:
+        if line.startswith("make "):
+            made.append(line.split()[1])
+            assert made[-1] in targets, line
+        if module := re.search(r"python -m (\S+)", line):
+            assert find_spec(module[1]), line
+        if (said := helps(line)) is not None:
+            for option in re.findall(r"--[a-z-]+", line):
+                assert option in said, line
+    assert {"demo", "test"} <= set(made)
+
+
+def test_links_lead_somewhere():
+    """Those between pages and to pictures, from where they stand; mkdocs checks docs/ again."""
+    found = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if target.startswith("https://"):
+                continue
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"\W+", "-", t.lower()) for t in titles], target
+            found += 1
+    assert found > 40
+
+
+def test_readme_is_two_screens():
+    lines = (PROJECT / "README.md").read_text().splitlines()
+    assert len(lines) <= 80 and max(map(len, lines)) <= 140
+
+
+def test_every_page_has_its_place_in_the_site():
+    config = (PROJECT / "mkdocs.yml").read_text()
+    assert all(f"- {page.name}" in config for page in DOCS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cpu.md"])
+def test_the_headline_figures_are_those_of_the_stored_demo(page):
+    methods = json.loads((RESULTS / "demo.json").read_text())["methods"]
+    column = "speed-up"
+    rows = table(PROJECT / page, column)
+    assert len(rows) >= 6
+    for row in rows:
+        stored = methods[re.match(r"`(.*?)`", row[0])[1]]
+        spread = f"({stored['nfe_min']}-{stored['nfe_max']})"
+        assert row[1] == f"{stored['nfe_mean'] + 1e-9:.1f} {spread}"
+        assert row[2] == f"{stored['speedup']:.2f}x"
+        for cell, name in zip(row[3:], ("psnr_db", "psnr_db_worst_tenth", "ssim"), strict=False):
+            value = stored[name]
+            assert cell == (
+                "-" if value is None else f"{value:.4f}" if name == "ssim" else f"{value:.1f}"
+            )
+
+
+def loop_rows():
+    rows = [
+        row
+        for name in ("loop.json", "loop-sdxl.json")
+        for row in json.loads((H100 / name).read_text())["rows"]
+    ]
+    return {(row["network"], row["executor"], row["pattern"]): row for row in rows}
+
+
+def test_the_gpus_samplings_are_those_that_were_measured():
+    stored = loop_rows()
+    rows = table(PROJECT / "docs" / "gpu.md", "share of steps / calls")
+    assert len(rows) == 8
+    for network, how, calls, ms, speedup, share in rows:
+        executor, pattern = how.split(", ")
+        row = stored[NETWORKS[network], executor, {"forced": "adaptive"}.get(pattern, pattern)]
+        assert calls == str(row["ticks"]) and ms == f"{row['us'] / 1e3:.0f}"
+        assert speedup == f"{row['speedup']:.2f}x" and share == f"{row['speedup_share']:.3f}"
+    readme = (PROJECT / "README.md").read_text()
+    for pattern, executor, words in (
+        ("full", "graph", "{:.0f} ms for 50 calls"),
+        ("adaptive", "graph", "{:.0f} ms for 26 of them"),
+        ("full", "eager", "{:.0f} ms for 50."),
+    ):
+        assert words.format(stored["SD-1.5", executor, pattern]["us"] / 1e3) in readme
+    share = stored["SD-1.5", "graph", "adaptive"]["speedup_share"]
+    assert f"{share:.3f} of what skipping" in readme
+
+
+def test_the_gpus_ticks_are_those_that_were_measured():
+    stored = loop_rows()
+    columns = (("graph", "full"), ("graph", "adaptive"), ("groups", "adaptive"))
+    rows = table(PROJECT / "docs" / "gpu.md", "`groups`, `third_order`")
+    assert len(rows) == 3
+    for network, *cells in rows:
+        for cell, column in zip(cells, columns, strict=True):
+            row = stored[(network, *column)]
+            certain = row["overhead_error_us"] < 0.1 * row["overhead_us_per_tick"]
+            assert cell == (f"{row['overhead_us_per_tick']:.1f}" if certain else "-")
+
+
+def test_the_gpus_kernels_are_those_that_were_measured():
+    stored = {}
+    for row in json.loads((H100 / "bench.json").read_text())["rows"]:
+        case = (row["size"], row["op"], row["criterion"])
+        stored[(*case, row["implementation"], row["how"])] = row["us"]
+    columns = [(name, "graph") for name in ("ours", "copy", "triton", "captured")]
+    columns += [("eager", "calls")]
+    rows = table(PROJECT / "docs" / "gpu.md", "Triton")
+    assert len(rows) == 12
+    for size, case, *cells in rows:
+        for cell, column in zip(cells, columns, strict=True):
+            value = stored[(size, *case.split(", "), *column)]
+            assert cell == (f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}")
+
+
+def test_hooks_check_with_the_versions_of_the_tests():
+    """Their own environments are installed apart from the project's."""
+    hooks = (PROJECT / ".pre-commit-config.yaml").read_text()
+    project = (PROJECT / "pyproject.toml").read_text()
+    pinned = set(re.findall(r"((?:ruff|clang-format)==[\d.]+)", hooks))
+    assert pinned == set(re.findall(r'"((?:ruff|clang-format)==[\d.]+)"', project))
+    assert len(pinned) == 2
