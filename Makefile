@@ -29,7 +29,7 @@ lint: $(VENV)/installed
 
 # A link that leads nowhere fails.
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "docs: site/index.html"
 
 # The library built against the newest torch, run by the oldest: one build serves both. Then what is
