@@ -122,9 +122,12 @@ class What(Command):
         pass
 
     def run(self):
-        libraries = "the CPU library alone: no nvcc of the CUDA version of this torch is here"
-        if toolkit:
-            libraries = "the CPU and the CUDA library (some minutes: kernels for several GPUs)"
+        libraries = "the CPU library alone: no nvcc of this torch's CUDA version is here"
+        if torch.version.cuda is None:
+            libraries = "the CPU library alone: this torch is not a CUDA build"
+        elif toolkit:
+            gpus = os.environ.get("TORCH_CUDA_ARCH_LIST", "several GPUs")
+            libraries = f"the CPU and the CUDA library (some minutes: kernels for {gpus})"
         print(f"compiling {libraries}")
 
 

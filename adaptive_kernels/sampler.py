@@ -77,7 +77,7 @@ class AdaptiveSampler:
             raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
-        known_keywords(type(self), scheduler, table_arguments)
+        known_keywords(AdaptiveSampler, scheduler, table_arguments)
         if isinstance(scheduler, SolverTable):
             surplus = [*table_arguments]
             if num_inference_steps is not None:

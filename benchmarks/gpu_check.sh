@@ -22,8 +22,8 @@
 #   --skip-build    the libraries as they are
 set -u
 caller=$PWD
-cd "$(dirname "$0")/.."
-out=${OUT:-$PWD/bench/gpu} python=${PYTHON:-python3} seconds=300 build=yes only= commit=()
+cd "$(dirname "$0")/.." || exit 1
+out=${OUT:-$PWD/bench/gpu} python=${PYTHON:-python3} seconds=300 build=yes only='' commit=()
 every=(build tests loop benchmarks memcheck racecheck initcheck)
 # What `make` installed, where it did.
 [ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
@@ -33,7 +33,7 @@ while [ $# -gt 0 ]; do
     --only | --out | --python | --commit | --seconds)
       [ $# -gt 1 ] || { echo "gpu_check.sh: $1 needs a value" >&2 && exit 2; } ;;&
     -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' benchmarks/gpu_check.sh && exit 0 ;;
-    --only) only=$2 && shift 2 ;;
+    --only) only=" $2" && shift 2 ;;
     --out) out=$2 && shift 2 ;;
     --python) python=$2 && shift 2 ;;
     --commit) commit=(--commit "$2") && shift 2 ;;
@@ -46,24 +46,31 @@ done
 case $seconds in
   '' | *[!0-9]*) echo "gpu_check.sh: --seconds needs a whole number, got $seconds" >&2 && exit 2 ;;
 esac
-for name in ${only//,/ }; do
-  [[ " ${every[*]} " = *" $name "* ]] ||
-    { echo "gpu_check.sh: --only takes ${every[*]}, got $name" >&2 && exit 2; }
-done
-[[ $only = *[!,]* || -z $only ]] || { echo "gpu_check.sh: --only names no part" >&2 && exit 2; }
-asked=$(tr -s ', ' '\n' <<< "${only:-${every[*]}}")
-result=gpu_check${only:+-$(grep . <<< "$asked" | paste -sd+)}.json
+seconds=$((10#$seconds))
+asked=("${every[@]}") result=gpu_check.json
+if [ -n "$only" ]; then
+  read -ra asked <<< "${only//,/ }"
+  [ ${#asked[@]} -gt 0 ] || { echo "gpu_check.sh: --only names no part" >&2 && exit 2; }
+  for name in "${asked[@]}"; do
+    [[ " ${every[*]} " = *" $name "* ]] ||
+      { echo "gpu_check.sh: --only takes ${every[*]}, got $name" >&2 && exit 2; }
+  done
+  only=$(IFS=, && echo "${asked[*]}")
+  result=gpu_check-${only//,/+}.json
+fi
 [[ $out = /* ]] || out=$caller/$out
 command -v "$python" > /dev/null || { echo "gpu_check.sh: there is no $python" >&2 && exit 2; }
 mkdir -p "$out" || exit 1
 device=$(mktemp) || exit 1
 export PYTHONPATH=. PYTHONUNBUFFERED=1
-parts=() running=
+parts=() running='' doing='' begun=''
 
-trap 'rm -f "$device"' EXIT
-# An interrupted check ends its part and leaves what it has.
-trap '[ -z "$running" ] || kill "$running"; parts+=("interrupted:130:$SECONDS"); report; exit 1' \
-  INT TERM
+trap 'rm -f "$device" "$out/tests.xml"' EXIT
+# An interrupted check ends its part and leaves what it has; one that has nothing, what was there.
+trap '[ -z "$running" ] || kill "$running"
+  parts+=(${doing:+"$doing:130:$SECONDS"} "interrupted:130:$SECONDS")
+  [ -z "$begun" ] || report
+  exit 1' INT TERM
 
 # Writes the report from what is there.
 report() {
@@ -71,7 +78,7 @@ report() {
     ${only:+--only "$only"} "$@" "${parts[@]}"
 }
 
-asked() { grep -qx "$1" <<< "$asked"; }
+asked() { [[ " ${asked[*]} " = *" $1 "* ]]; }
 
 # seconds_for MOST KEPT: what a part gets: MOST, or what is left but for the KEPT of later parts.
 seconds_for() {
@@ -91,10 +98,10 @@ part() {
   echo "$name (at most $limit s)"
   # In the background, so that an interruption is noticed at once.
   timeout --kill-after=5 "$limit" "$@" >> "$log" 2>&1 &
-  running=$!
+  running=$! doing=$name
   wait $running
   status=$?
-  running=
+  running='' doing=''
   parts+=("$name:$status:$((SECONDS - began))")
   report --quiet
   return $status
@@ -119,20 +126,34 @@ if [ $status -ne 0 ]; then
   report || [ -e "$out/$result" ] || echo "gpu_check.sh: $python does not run" >&2
   exit 1
 fi
+begun=yes
 rm -f "$out/$result"
-for name in $asked; do
+for name in "${asked[@]}"; do
   case $name in
     benchmarks) rm -f "$out"/bench.{json,log} ;;
     *) rm -f "$out/$name".{json,log,xml} ;;
   esac
 done
 
+sanitizer=$(command -v compute-sanitizer ||
+  ls -d /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | tail -n 1)
+
+# Shares of a short check, of what is asked for; of a long one the sanitizers have more than what is
+# left over.
+tests=$((seconds * 3 / 10)) loop=$((seconds * 22 / 100)) benchmarks=$((seconds / 5))
+sanitizers=$((seconds / 10 + (seconds > 300 ? (seconds - 300) / 3 : 0)))
+asked tests || tests=0
+asked loop || loop=0
+asked benchmarks || benchmarks=0
+asked memcheck || asked racecheck || asked initcheck || sanitizers=0
+[ -n "$sanitizer" ] || sanitizers=0
+
 if asked build; then
   if [ $build = yes ]; then
     # For this GPU alone, where setup.py lets it: a fraction of the time.
     TORCH_CUDA_ARCH_LIST=$(sed -n 's/.*"capability": "\(.*\)".*/\1/p' "$device") \
-      part build "$(seconds_for 250 $((seconds / 2)))" "$out/build.log" \
-      "$python" setup.py build_ext --inplace
+      part build "$(seconds_for 250 $((tests + loop + benchmarks + sanitizers)))" \
+      "$out/build.log" "$python" setup.py build_ext --inplace
   else
     skip build "as asked"
   fi
@@ -142,17 +163,6 @@ parts+=("library:$?:0")
 
 has() { "$python" -c "import $1" 2> /dev/null; }
 
-# Shares of a short check; of a long one the sanitizers have more than what is left over.
-if [ "$seconds" -gt 300 ]; then
-  sanitizers=$((seconds / 10 + (seconds - 300) / 3))
-else
-  sanitizers=$((seconds / 10))
-fi
-loop=$((seconds * 22 / 100)) benchmarks=$((seconds / 5))
-asked loop || loop=0
-asked benchmarks || benchmarks=0
-asked memcheck || asked racecheck || asked initcheck || sanitizers=0
-
 if asked tests; then
   # The files that hold tests for a GPU; others need packages that may be missing. conftest.py needs
   # hypothesis, and only skips what cannot run here.
@@ -160,7 +170,7 @@ if asked tests; then
   options=
   has hypothesis || options=--noconftest
   # Most of their time is the host's; every process has a context of its own on the GPU.
-  cores=$(nproc)
+  cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
   ! has xdist || options="$options -n $((cores < 12 ? cores : 12))"
   # shellcheck disable=SC2086  # several files, several options or none
   OMP_NUM_THREADS=1 part tests "$(seconds_for 220 $((loop + benchmarks + sanitizers)))" \
@@ -183,8 +193,6 @@ if asked benchmarks; then
     --out "$out/bench.json" --seconds $((limit > 30 ? limit - 15 : limit / 2))
 fi
 
-sanitizer=$(command -v compute-sanitizer ||
-  ls -d /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | tail -n 1)
 for tool in memcheck racecheck initcheck; do
   asked $tool || continue
   if [ -z "$sanitizer" ]; then
@@ -197,8 +205,5 @@ for tool in memcheck racecheck initcheck; do
     --error-exitcode 9 "$python" -m benchmarks.check.sanitize
 done
 
+# The log and the report say what is in tests.xml.
 report
-status=$?
-# The log and the report say what is in it.
-rm -f "$out/tests.xml"
-exit $status

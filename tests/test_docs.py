@@ -69,6 +69,8 @@ def test_every_fence_is_known():
 def helps(command):
     """The help of a program that a shell line calls, and the line's words; None of a stranger."""
     words = command.replace(".venv/bin/python", "python").split()
+    if not words:
+        return None
     if words[:3] == ["python", "-m", "adaptive_kernels"]:
         program = [sys.executable, "-m", "adaptive_kernels", words[3]]
     elif words[0] == "benchmarks/gpu_check.sh":

@@ -92,6 +92,8 @@ def calibrate(
         OSError: out cannot be written.
     """
     known_keywords(calibrate, scheduler, table_arguments)
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be a bool, got {progress!r}")
     base = _check(calls, quality_db, criterion, config, trials, curve, noise)
     _check_call(guidance_scale, unconditional, decode, data_range)
     calls, quality_db = (None if v is None else float(v) for v in (calls, quality_db))

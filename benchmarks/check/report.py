@@ -62,10 +62,10 @@ def tests(path: Path) -> dict:
     return {**counts, "passed": passed, "failed": failed, "skip_reasons": reasons}
 
 
-def sanitizers(out: Path, done: list[dict]) -> dict:
+def sanitizers(out: Path, done: list[dict], asked: Sequence[str]) -> dict:
     """What each tool of compute-sanitizer said last, in the log of its name."""
     by_tool = {}
-    for tool in SANITIZERS:
+    for tool in (tool for tool in SANITIZERS if tool in asked):
         part = next((p for p in done if p["name"] == tool), None)
         log = out / f"{tool}.log"
         said = log.read_text(errors="replace") if part and log.exists() else ""
@@ -93,8 +93,12 @@ def attempt(make: Callable[[], Any], otherwise: Any = None) -> Any:
         return {"error": f"{type(error).__name__}: {error}"} if otherwise is None else otherwise
 
 
-def failures(report: dict, asked: Sequence[str]) -> list[str]:
-    """What failed, a line each; `asked` are the parts that must have results."""
+def failures(report: dict, asked: Sequence[str], named: Sequence[str]) -> list[str]:
+    """What failed, a line each.
+
+    Args:
+        asked: the parts that must have results. named: those that must run, whatever is here.
+    """
     device = report["device"]
     found = [f"device: {device[why]}" for why in ("problem", "error") if device.get(why)]
     reached = {part["name"]: part["verdict"] for part in report["parts"]}
@@ -103,7 +107,7 @@ def failures(report: dict, asked: Sequence[str]) -> list[str]:
         if part["verdict"] == "failed" and not (found and part["name"] in ("device", "library")):
             found.append(f"{part['name']}: {part['why']}")
     for part in report["parts"]:
-        if part["name"] in asked and part["verdict"] == "skipped":
+        if part["name"] in (*asked, *named) and part["verdict"] == "skipped":
             found.append(f"{part['name']}: {part['why']}")
     for name in asked:
         if name not in reached:
@@ -128,9 +132,9 @@ def left_out(report: dict) -> list[str]:
     return late
 
 
-def build(out: Path, device: Path, given: list[str], only: Sequence[str] = RESULTS) -> dict:
-    """The report; of `only`, the parts that have results of their own."""
-    asked = [name for name in RESULTS if name in only]
+def build(out: Path, device: Path, given: list[str], only: Sequence[str] = ()) -> dict:
+    """The report of the parts `only`, which must all have run; () is of all of them."""
+    asked = [name for name in RESULTS if name in (only or RESULTS)]
 
     def of(name: str, make: Callable[[], Any]) -> Any:
         return attempt(make) if name in asked else {}
@@ -142,7 +146,7 @@ def build(out: Path, device: Path, given: list[str], only: Sequence[str] = RESUL
         "device": attempt(lambda: read(device)),
         "parts": done,
         "tests": of("tests", lambda: tests(out / "tests.xml")),
-        "sanitizers": attempt(lambda: sanitizers(out, done)),
+        "sanitizers": attempt(lambda: sanitizers(out, done, only or SANITIZERS)),
         "ceilings": bench.get("ceilings"),
         "ratios": attempt(lambda: ratios(bench), []),
         "aims": [
@@ -153,7 +157,7 @@ def build(out: Path, device: Path, given: list[str], only: Sequence[str] = RESUL
         "loop": loop,
     }
     return {
-        "failed": failures(report, asked),
+        "failed": failures(report, asked, only),
         "left_out": attempt(lambda: left_out(report)),
         **report,
     }
@@ -203,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", type=Path, required=True, metavar="FILE")
     parser.add_argument("--name", default="gpu_check.json", help="of the report in DIR")
-    parser.add_argument("--only", default=",".join(RESULTS), metavar="PARTS", help="with commas")
+    parser.add_argument("--only", default="", metavar="PARTS", help="with commas; else all")
     parser.add_argument("--quiet", action="store_true", help="write the file alone")
     parser.add_argument("parts", nargs="*", metavar="NAME:STATUS:SECONDS")
     options = parser.parse_args(arguments)

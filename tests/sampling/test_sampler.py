@@ -20,6 +20,14 @@ NEVER = ak.AdaptiveConfig(criterion="never")
 SHAPE = (3, 2, 5, 7)
 
 
+class Open(DDIMScheduler):
+    """Takes anything, as some custom schedulers do."""
+
+    def set_timesteps(self, *arguments, **named):
+        self.named = {k: v for k, v in named.items() if k != "device"}
+        super().set_timesteps(*arguments)
+
+
 def ddim(**kwargs):
     return DDIMScheduler(clip_sample=False, **kwargs)
 
@@ -478,6 +486,16 @@ def test_refusals_of_a_call(call, error, message):
             lambda: ak.AdaptiveSampler(ak.SolverTable.from_scheduler(ddim(), 5), guidance=5),
             TypeError,
             r"^AdaptiveSampler has no argument 'guidance'; did you mean guidance_scale\?",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(ak.SolverTable.from_scheduler(ddim(), 5), mu=1.0),
+            ValueError,
+            "a SolverTable already fixes the steps; drop mu",
+        ),
+        (
+            lambda: ak.AdaptiveSampler(Open(clip_sample=False), 5, device="meta"),
+            TypeError,
+            "AdaptiveSampler has no argument 'device'",
         ),
         (
             lambda: ak.SolverTable.from_scheduler(ddim(), 5, strenght=0.5),

@@ -1,26 +1,29 @@
 """Whether work that is repeated keeps memory, on a device whose memory others use too."""
 
+import statistics
 from collections.abc import Callable
 
-LEAST_ROUNDS, MOST_ROUNDS = 4, 12
+WINDOW, MOST_ROUNDS = 5, 16
 
 
-def least_growth(work: Callable[[], None], used: Callable[[], int]) -> int:
-    """Bytes that a round of work keeps: the least over rounds.
+def growth(work: Callable[[], None], used: Callable[[], int]) -> int:
+    """Bytes that a round of work keeps: the median of five rounds in a row, the least there is.
 
-    What other processes take and give back moves some rounds; what the work itself keeps is kept
-    in every one. Ends at the first quiet round, once enough work was done.
+    What the work itself keeps is kept in every round. What other processes take or give back moves
+    some rounds: a median does not see it while most of five are quiet. Ends at the first five that
+    keep nothing.
 
     Args:
         work: a round, long enough that what it keeps would be seen.
         used: bytes in use.
     """
-    least = None
-    for k in range(MOST_ROUNDS):
+    rounds, medians = [], []
+    while len(rounds) < MOST_ROUNDS:
         before = used()
         work()
-        grown = used() - before
-        least = grown if least is None else min(least, grown)
-        if k + 1 >= LEAST_ROUNDS and least <= 0:
-            break
-    return least
+        rounds.append(used() - before)
+        if len(rounds) >= WINDOW:
+            medians.append(statistics.median(rounds[-WINDOW:]))
+            if medians[-1] <= 0:
+                break
+    return min(medians)
