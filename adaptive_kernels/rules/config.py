@@ -61,8 +61,9 @@ class AdaptiveConfig:
     - ``"every(k)"``: refresh every k-th step, a fixed pattern.
 
     Args:
-        threshold: right-hand factor, dimensionless, >= 0; under "defect" the predicted error of
-            one run in units of four times the data's spread. None takes the criterion's default.
+        threshold: right-hand factor, dimensionless, >= 0; under "defect" the predicted rms
+            error of one run in units of 4, four times the spread of data of about unit spread. None
+            takes the criterion's default.
             Ignored by "never", "every(k)" and "plan".
         max_skip: largest number of consecutive skipped steps, >= 0 ("released": >= 1, and as in
             its authors' code the guard is idle for the first five decisions). At most 15 with a
