@@ -349,6 +349,8 @@ REFUSED = [
     ({"data_range": 0.0}, ValueError, "data_range must be positive and finite, got 0.0"),
     ({"data_range": "2"}, TypeError, "data_range must be a number, got str"),
     ({"model": 5}, TypeError, "model must be callable, got int"),
+    ({"progress": "no"}, TypeError, "progress must be a bool, got 'no'"),
+    ({"trails": 3}, TypeError, r"^calibrate has no argument 'trails', .* did you mean trials\?"),
     ({"dtype": torch.int8}, ValueError, "dtype must be float32, float16 or bfloat16"),
     ({"steps": 2, "calls": 2}, ValueError, "num_inference_steps must be at least 3, got Solver"),
     ({"steps": 1, "calls": 1} | DEFECT, ValueError, "num_inference_steps must be at least 3, got"),
