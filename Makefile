@@ -59,7 +59,7 @@ $(VENV)/installed: pyproject.toml setup.py $(CSRC)
 	@echo "installing torch and the build tools into $(VENV) (some GB the first time)"
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install -q "setuptools>=77" "torch>=2.11" numpy ninja "pybind11>=2.13"
-	-@$(BIN)/python setup.py -q what
+	-@$(BIN)/python setup.py -q what 2> /dev/null
 	$(BIN)/python -m pip install -qq --no-build-isolation -e ".[test]"
 	@# A plain path entry too: a script beside the checkout would else find the folder of that name.
 	@$(BIN)/python -c "import pathlib, site; pathlib.Path(site.getsitepackages()[0], \

@@ -94,11 +94,12 @@ part() {
     skip "$name" "no time was left"
     return 1
   fi
+  doing=$name
   echo "== $name, at most $limit s: $*" >> "$log"
   echo "$name (at most $limit s)"
   # In the background, so that an interruption is noticed at once.
   timeout --kill-after=5 "$limit" "$@" >> "$log" 2>&1 &
-  running=$! doing=$name
+  running=$!
   wait $running
   status=$?
   running='' doing=''
