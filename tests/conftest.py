@@ -1,5 +1,8 @@
 import os
 
+# Read when torch is loaded: threads that spin while they wait slow test processes side by side.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from hypothesis import settings
