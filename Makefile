@@ -10,8 +10,8 @@ OLD_VENV := .venv-torch-$(OLD_TORCH)
 CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 
 # Spinning OpenMP threads make a shared machine up to eight times slower (measured on the demo); a
-# benchmark keeps the default.
-demo test old-torch fidelity: export OMP_WAIT_POLICY := PASSIVE
+# benchmark keeps the default, and the tests see to it themselves (tests/conftest.py).
+demo fidelity: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test lint docs old-torch bench fidelity clean
 
@@ -64,6 +64,8 @@ $(VENV)/installed: pyproject.toml setup.py $(CSRC)
 	@# A plain path entry too: a script beside the checkout would else find the folder of that name.
 	@$(BIN)/python -c "import pathlib, site; pathlib.Path(site.getsitepackages()[0], \
 		'adaptive_kernels_checkout.pth').write_text('$(CURDIR)\n')"
+	@# A CUDA library that was begun and did not come is told.
+	@$(BIN)/python -m adaptive_kernels info | sed '/what serves/,$$d'
 	@touch $@
 
 $(OLD_VENV)/installed: Makefile

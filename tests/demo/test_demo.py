@@ -169,7 +169,8 @@ def test_threshold_max_skip_guidance_and_threads_arrive(tmp_path):
     assert defect["nfe_min"] == defect["nfe_max"] == 5
     assert defect["network_rows"] == 10 * 5, "no guidance, no unconditional half"
     assert report["settings"]["threads"] == 1 and torch.get_num_threads() == 2
-    report = run_demo(tmp_path, **options, threshold=0.0, threads=1)
+    report = run_demo(tmp_path, **options, threshold=0.0, threads=1, rounds=1)
+    assert report["settings"]["rounds"] == 1
     defect = report["methods"]["defect"]
     assert defect["nfe_mean"] == STEPS and defect["psnr_db"] is None and defect["identical"] == 10
     assert "skipped nothing" in verdict(report)
@@ -229,6 +230,7 @@ def test_a_bad_folder_is_refused_before_any_sampling(place, tmp_path, monkeypatc
         (["demo", "--out", "x", "--threshold", "-0.1"], "--threshold: .* got '-0.1'"),
         (["demo", "--out", "x", "--threshold", "inf"], "--threshold: must be a finite number"),
         (["demo", "--out", "x", "--max-skip", "0"], "--max-skip: .* least 1, got '0'"),
+        (["demo", "--out", "x", "--rounds", "0"], "--rounds: .* least 1, got '0'"),
         (["demo", "--out", "x", "--speed", "9"], "unrecognized arguments: --speed"),
         (["paint"], "invalid choice: 'paint'"),
     ],

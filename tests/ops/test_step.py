@@ -9,11 +9,15 @@ from adaptive_kernels.ops import reference
 from adaptive_kernels.rules.config import AdaptiveConfig
 from tests.support import problems
 from tests.support.agreement import (
+    ANY_MIDWAY,
     ANY_STEP,
     DTYPES,
     RULES,
+    assert_nan_stays_in_its_sample,
     assert_sampling_agrees,
     assert_step_agrees,
+    midway,
+    still,
 )
 
 SIZES = [1, 3, 15, 16, 17, 1023, 1024, 1025, 16385]
@@ -31,25 +35,15 @@ def test_step_equals_reference(
     )
 
 
-@given(
-    rule=st.sampled_from(RULES),
-    batch=st.integers(1, 6),
-    elements=st.integers(1, 300),
-    history=st.integers(1, 3),
-    seed=st.integers(0, 10**6),
-    fresh=st.booleans(),
-)
+@given(**ANY_MIDWAY)
 def test_samples_at_different_steps(rule, batch, elements, history, seed, fresh):
     """A batch in the middle of everything: other steps, runs, finished samples among them."""
-    steps = 11
-    table = problems.table(steps, history, seed=seed)
-    config = problems.config(rule, table, threshold=0.5, max_skip=2, seed=seed)
-    state = problems.midway(problems.state(table, batch, elements, config, seed=seed), seed)
+    state = midway(rule, batch, elements, history, seed)
     before = problems.clone(state)
     assert_step_agrees(state, fresh)
-    still = (before.index == steps) | ((before.progress[1] == 0) & (not fresh))
-    assert torch.equal(state.progress[:, still], before.progress[:, still])
-    assert torch.equal(state.refreshed[:, still], before.refreshed[:, still])
+    alone = still(before, fresh)
+    assert torch.equal(state.progress[:, alone], before.progress[:, alone])
+    assert torch.equal(state.refreshed[:, alone], before.refreshed[:, alone])
 
 
 @given(
@@ -186,20 +180,7 @@ def test_nan_in_one_sample_refreshes_it_and_leaves_the_others():
     table = problems.table(12)
     for criterion in ("third_order", "released", "defect"):
         config = AdaptiveConfig(1e9, 3, criterion)
-        clean = problems.state(table, 3, 64, config)
-        sick = problems.clone(clean)
-        for tick in range(12):
-            for state in (clean, sick):
-                state.model_output.copy_(problems.outputs(clean, tick))
-            if tick >= 1:
-                sick.model_output[1, 5] = torch.inf if tick % 2 else torch.nan
-            clean.advance()
-            sick.advance()
-            assert torch.equal(clean.current()[[0, 2]], sick.current()[[0, 2]])
-        assert clean.nfe[0] < 12
-        assert torch.equal(clean.nfe[[0, 2]], sick.nfe[[0, 2]])
-        assert bool(sick.refreshed[:, 1].all())
-        assert not bool(clean.refreshed[:, 1].all())
+        assert_nan_stays_in_its_sample(problems.state(table, 3, 64, config))
 
 
 @pytest.mark.parametrize("history", [1, 2])

@@ -24,6 +24,55 @@ ANY_STEP = {
     "seed": st.integers(0, 10**6),
 }
 
+# A batch in the middle of a sampling; a test adds what its implementation can do.
+ANY_MIDWAY = {
+    "rule": st.sampled_from(RULES),
+    "batch": st.integers(1, 6),
+    "elements": st.integers(1, 300),
+    "history": st.integers(1, 3),
+    "seed": st.integers(0, 10**6),
+    "fresh": st.booleans(),
+}
+
+
+def midway(rule, batch, elements, history, seed, on=lambda state: state):
+    """A state with samples at other steps and runs, finished ones among them.
+
+    Args:
+        on: the state as an implementation takes it.
+    """
+    table = problems.table(11, history, seed=seed)
+    config = problems.config(rule, table, threshold=0.5, max_skip=2, seed=seed)
+    return problems.midway(on(problems.state(table, batch, elements, config, seed=seed)), seed)
+
+
+def still(state, fresh):
+    """[B] bool: the samples that a step leaves alone."""
+    done = state.index == len(state.rows)
+    return done | ((state.progress[1] == 0) & (not fresh))
+
+
+def assert_nan_stays_in_its_sample(clean):
+    """NaN and Inf of sample 1 make it refresh, and leave the two others what they are.
+
+    Args:
+        clean: three samples at their start, at a threshold that skips all it may.
+    """
+    sick, steps = problems.clone(clean), len(clean.rows)
+    for tick in range(steps):
+        output = problems.outputs(clean, tick)
+        for state in (clean, sick):
+            state.model_output.copy_(output)
+        if tick >= 1:
+            sick.model_output[1, 5] = torch.inf if tick % 2 else torch.nan
+        clean.advance()
+        sick.advance()
+        assert torch.equal(clean.current()[[0, 2]], sick.current()[[0, 2]])
+    assert clean.nfe[0] < steps
+    assert torch.equal(clean.nfe[[0, 2]], sick.nfe[[0, 2]])
+    assert bool(sick.refreshed[:, 1].all())
+    assert not bool(clean.refreshed[:, 1].all())
+
 
 def assert_sampling_agrees(state, seed):
     """Every step of a sampling against `reference`: norms, scores and network input, too."""

@@ -15,11 +15,15 @@ from adaptive_kernels.ops.triton import launch as triton_kernels
 from adaptive_kernels.rules.config import AdaptiveConfig
 from tests.support import problems
 from tests.support.agreement import (
+    ANY_MIDWAY,
     ANY_STEP,
     DTYPES,
     RULES,
+    assert_nan_stays_in_its_sample,
     assert_sampling_agrees,
     assert_step_agrees,
+    midway,
+    still,
 )
 from tests.support.interpreted import on_triton, triton
 
@@ -56,29 +60,17 @@ def test_step_equals_reference(
 
 
 @settings(max_examples=30)
-@given(
-    rule=st.sampled_from(RULES),
-    batch=st.integers(1, 6),
-    elements=st.integers(1, 300),
-    history=st.integers(1, 3),
-    seed=st.integers(0, 10**6),
-    fresh=st.booleans(),
-)
+@given(**ANY_MIDWAY)
 def test_samples_at_different_steps(rule, batch, elements, history, seed, fresh):
     """A batch in the middle of everything: other steps, runs, finished and impossible samples."""
-    steps = 11
-    table = problems.table(steps, history, seed=seed)
-    config = problems.config(rule, table, threshold=0.5, max_skip=2, seed=seed)
-    state = problems.midway(
-        on_triton(problems.state(table, batch, elements, config, seed=seed)), seed
-    )
+    state = midway(rule, batch, elements, history, seed, on_triton)
     before = problems.clone(state)
     assert_step_agrees(state, fresh)
-    still = (before.index == steps) | ((before.progress[1] == 0) & (not fresh))
+    alone = still(before, fresh)
     for name in ("progress", "refreshed", "score", "latents", "history"):
         now, then = getattr(state, name), getattr(before, name)
-        assert torch.equal(now[:, still].nan_to_num(7), then[:, still].nan_to_num(7)), name
-    assert torch.equal(state.norms[still], before.norms[still])
+        assert torch.equal(now[:, alone].nan_to_num(7), then[:, alone].nan_to_num(7)), name
+    assert torch.equal(state.norms[alone], before.norms[alone])
     assert not counters(state).any()
 
 
@@ -162,21 +154,8 @@ def test_an_output_that_a_fill_does_not_use_may_be_anything(rule):
 @pytest.mark.parametrize("criterion", ["third_order", "released", "defect"])
 def test_nan_in_one_sample_refreshes_it_and_leaves_the_others(criterion):
     table = problems.table(9)
-    clean = on_triton(problems.state(table, 3, 30, AdaptiveConfig(1e9, 3, criterion)))
-    sick = on_triton(clean)
-    for tick in range(9):
-        output = problems.outputs(clean, tick)
-        for state in (clean, sick):
-            state.model_output.copy_(output)
-        if tick >= 1:
-            sick.model_output[1, 5] = torch.inf if tick % 2 else torch.nan
-        clean.advance()
-        sick.advance()
-        assert torch.equal(clean.current()[[0, 2]], sick.current()[[0, 2]])
-    assert clean.nfe[0] < 9
-    assert torch.equal(clean.nfe[[0, 2]], sick.nfe[[0, 2]])
-    assert bool(sick.refreshed[:, 1].all())
-    assert not bool(clean.refreshed[:, 1].all())
+    state = problems.state(table, 3, 30, AdaptiveConfig(1e9, 3, criterion))
+    assert_nan_stays_in_its_sample(on_triton(state))
 
 
 @settings(max_examples=12)
