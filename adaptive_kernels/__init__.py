@@ -3,6 +3,13 @@
 from . import moved
 from .calibration import calibrate
 from .executors import CaptureError
+from .pipelines import (
+    adaptive,
+    decisions_picture,
+    disable_adaptive,
+    enable_adaptive,
+    summary,
+)
 from .rules import AdaptiveConfig, Plan
 from .rules.presets import load_config, presets, save_config
 from .sampler import AdaptiveSampler
@@ -21,10 +28,15 @@ __all__ = [
     "StepInfo",
     "UnsupportedSchedulerError",
     "__version__",
+    "adaptive",
     "calibrate",
+    "decisions_picture",
+    "disable_adaptive",
+    "enable_adaptive",
     "load_config",
     "presets",
     "save_config",
+    "summary",
 ]
 
 moved.install()

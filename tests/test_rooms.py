@@ -15,10 +15,10 @@ import adaptive_kernels as ak
 PACKAGE = Path(ak.__file__).parent
 PROJECT = PACKAGE.parent
 # A room may import from those before it; rooms in one set not from each other. An engine belongs
-# beside calibration, pipelines between them and the demo.
+# beside calibration.
 ORDER = (
     {"version"},
-    {"metrics", "files", "moved"},
+    {"metrics", "files", "moved", "pictures"},
     {"solvers"},
     {"rules"},
     {"ops"},
@@ -26,6 +26,7 @@ ORDER = (
     {"executors"},
     {"sampler"},
     {"calibration"},
+    {"pipelines"},
     {"demo"},
     {"__main__"},
 )

@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 
 from .. import ops
 from ..metrics import psnr, ssim
+from ..pictures import decisions_picture
 from ..rules.config import AdaptiveConfig
 from ..rules.presets import load_config
 from ..sampler import AdaptiveSampler
 from . import model as demo_model
-from .pictures import decisions_picture, samples_picture
+from .pictures import samples_picture
 
 __all__ = ["run_demo"]
 

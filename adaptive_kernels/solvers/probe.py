@@ -32,17 +32,35 @@ class _Float64(TorchFunctionMode):
     it uses, with the rounding of its float32 sigmas.
     """
 
-    def __init__(self, draw: Callable[[], Tensor]) -> None:
+    def __init__(self, draw: Callable[[dict[str, Any]], Tensor]) -> None:
         super().__init__()
         self.draw = draw
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.randn, torch.randn_like):
-            return self.draw()
+            return self.draw(kwargs or {})
         out = func(*args, **(kwargs or {}))
         if func in _CASTS and args[0].dtype == torch.float64 and args[0].ndim == 4:
             return args[0]
         return out
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One call of a step for standard normal noise."""
+
+    dtype: torch.dtype | None  # None: that of the model output
+    own: bool  # whether from the generator that step() is given, and not from the global one
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a scheduler did with the vectors it was fed, one row per step."""
+
+    inputs: Tensor  # [T, D] float64, what the network would be fed
+    outputs: Tensor  # [T, D] float64, x_{i+1}
+    estimates: Tensor | None  # [T, D] float64, the second value that step() returns, if it does
+    draws: list[list[Draw]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,9 @@ class Probe:
     data_x: Tensor  # [T + 1, D] float64, x_0 .. x_T of the closed loop
     data_m: Tensor  # [T, D] float64
     data_z: Tensor  # [T, DRAWS, D] float64
+    # [T, 2 + DRAWS] float64, weights of x_i, m_i and the step's draws in its second value.
+    estimate: Tensor | None
+    draws: list[list[Draw]]
 
 
 def check_step_kwargs(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
@@ -95,7 +116,7 @@ def probe(scheduler: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]) -> 
     def sample_at(i: int, previous: Tensor | None) -> Tensor:
         return vector(i, data[0] if previous is None else previous[0, 0, columns:, 0])
 
-    inputs, outputs = run(
+    seen = run(
         scheduler,
         timesteps,
         step_kwargs,
@@ -105,6 +126,7 @@ def probe(scheduler: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]) -> 
             2 * steps + i * DRAWS + draw, data[2 * steps + i * DRAWS + draw]
         ),
     )
+    inputs, outputs = seen.inputs, seen.outputs
     data_x = torch.cat((data[:1], outputs[:, columns:]))
     input_scale = inputs[:, :steps].diagonal().clone()
     error = (inputs[:, columns:] - input_scale[:, None] * data_x[:-1]).abs()
@@ -116,7 +138,32 @@ def probe(scheduler: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]) -> 
         *(x, m, z.unflatten(1, (steps, DRAWS)), input_scale, data_x),
         data_m=data[steps : 2 * steps],
         data_z=data[2 * steps :].unflatten(0, (steps, DRAWS)),
+        estimate=_estimate(seen.estimates, data_x[:-1], data[steps:]),
+        draws=seen.draws,
     )
+
+
+def _estimate(seen: Tensor | None, data_x: Tensor, data: Tensor) -> Tensor | None:
+    """[T, 2 + DRAWS]: weights of x_i, m_i and the draws of step i in the second value of step i.
+
+    None where there is none, or more goes into it.
+
+    seen: [T, columns + width] float64. data_x: [T, width]. data: [(1 + DRAWS) T, width], what stood
+    for the outputs and for the draws.
+    """
+    if seen is None:
+        return None
+    steps, width = data_x.shape
+    basis = seen[:, :-width]
+    row = torch.arange(steps)
+    columns = [row, steps + row, *(2 * steps + row * DRAWS + k for k in range(DRAWS))]
+    weights = torch.stack([basis[row, column] for column in columns], dim=1)
+    if basis.count_nonzero() != weights.count_nonzero():
+        return None
+    fed = torch.stack([data_x, *(data[column - steps] for column in columns[1:])], dim=1)
+    terms = weights[:, :, None] * fed
+    error = (terms.sum(1) - seen[:, -width:]).abs()
+    return None if (error > 1e-9 * terms.abs().sum(1)).any() else weights
 
 
 def _random_data(scheduler: Any, count: int, width: int = 32) -> Tensor:
@@ -136,11 +183,11 @@ def run(
     sample_at: Callable[[int, Tensor | None], Tensor],
     output_at: Callable[[int], Tensor],
     noise_at: Callable[[int, int], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Drive scale_model_input() and step() as the pipelines do; return network inputs and x_{i+1}.
+) -> Run:
+    """Drive scale_model_input() and step() as the pipelines do.
 
     sample_at(i, what step i-1 returned), output_at(i), noise_at(i, number of the draw): the
-    vectors to feed, each [1, 1, D, 1] float64. Returns two tensors [T, D] float64.
+    vectors to feed, each [1, 1, D, 1] float64.
     Raises ProbeError where step() needs more than that or gives values that are not finite.
     """
     parameters = inspect.signature(scheduler.step).parameters
@@ -156,20 +203,27 @@ def run(
     if "return_dict" in parameters:
         fixed["return_dict"] = False
 
-    position = [0, 0]  # step, draws so far
+    generator = torch.Generator()
+    if "generator" in parameters:
+        fixed["generator"] = generator
+    draws: list[list[Draw]] = []
 
-    def draw() -> Tensor:
-        if position[1] == DRAWS:
-            raise ProbeError(f"step {position[0]} draws noise more than {DRAWS} times")
-        position[1] += 1
-        return noise_at(position[0], position[1] - 1)
+    def draw(arguments: dict[str, Any]) -> Tensor:
+        i, count = len(draws) - 1, len(draws[-1])
+        if count == DRAWS:
+            raise ProbeError(f"step {i} draws noise more than {DRAWS} times")
+        # The vectors are float64 and nothing else is: another dtype is one the scheduler names.
+        dtype = arguments.get("dtype")
+        named = None if dtype == torch.float64 else dtype
+        draws[-1].append(Draw(named, arguments.get("generator") is generator))
+        return noise_at(i, count)
 
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
-    inputs, outputs = [], []
+    inputs, outputs, estimates = [], [], []
     result: tuple = (None, None)
     with _Float64(draw):
         for i, t in enumerate(timesteps):
-            position[:] = i, 0
+            draws.append([])
             x = sample_at(i, result[0])
             fed = scale(x, t)
             if "old_pred_original_sample" in parameters:
@@ -185,7 +239,14 @@ def run(
                 raise ProbeError(f"the scheduler's own step {i} gives NaN or Inf")
             inputs.append(fed.flatten())
             outputs.append(result[0].flatten())
-    return torch.stack(inputs), torch.stack(outputs)
+            if isinstance(result[1], Tensor) and result[1].numel() == x.numel():
+                estimates.append(result[1].flatten())
+    whole = len(estimates) == len(outputs)
+    return Run(
+        *(torch.stack(inputs), torch.stack(outputs)),
+        estimates=torch.stack(estimates) if whole else None,
+        draws=draws,
+    )
 
 
 def _call(scheduler: Any, i: int, **kwargs: Any) -> tuple:
@@ -224,13 +285,19 @@ def prepare(
     scheduler: Any, num_inference_steps: int | None, set_timesteps_kwargs: Mapping[str, Any]
 ) -> Any:
     """Copy the scheduler onto the CPU and set its timesteps; the given one stays as it is."""
-    twin = copy.deepcopy(scheduler)
+    twin = on_cpu(scheduler)
     if num_inference_steps is not None:
         set_timesteps_kwargs = {"num_inference_steps": num_inference_steps, **set_timesteps_kwargs}
+    twin.set_timesteps(**set_timesteps_kwargs)
+    return twin
+
+
+def on_cpu(scheduler: Any) -> Any:
+    """Copy the scheduler, with its tensors on the CPU."""
+    twin = copy.deepcopy(scheduler)
     for name, value in vars(twin).items():
         if isinstance(value, Tensor):
             setattr(twin, name, value.cpu())
-    twin.set_timesteps(**set_timesteps_kwargs)
     return twin
 
 

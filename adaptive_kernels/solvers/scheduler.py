@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import factorise, probe
 from .levels import read_levels
@@ -33,7 +34,7 @@ def read_scheduler(
     set_timesteps_kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The fields of a `SolverTable`; arguments and errors are those of its `from_scheduler`."""
-    name, step_kwargs = type(scheduler).__name__, dict(step_kwargs or {})
+    step_kwargs = dict(step_kwargs or {})
     _refuse(scheduler)
     _check_arguments(scheduler, num_inference_steps, step_kwargs, set_timesteps_kwargs)
     # Schedulers create tensors of their own, which must meet the probe's on one device.
@@ -41,32 +42,76 @@ def read_scheduler(
         twin = probe.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
         stages = int(getattr(twin, "order", 1))
         begin = _begin(twin, num_inference_steps, strength, begin_index, stages)
-        placed = probe.begin_at(twin, begin)
         # A text-to-image pipeline sets no begin index, and a scheduler may mind.
-        run = copy.deepcopy(twin if strength is None and not begin else placed)
-        timesteps = twin.timesteps[begin:].clone()
-        try:
-            probed = probe.probe(run, timesteps, step_kwargs)
-            solver = factorise.solve(probed)
-            start = probe.start_weights(placed, timesteps)
-            scale = solver.z.norm(dim=1)
-            levels = read_levels(
-                twin, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C
+        run = twin if strength is None and not begin else probe.begin_at(twin, begin)
+        return _read(scheduler, twin, copy.deepcopy(run), begin, step_kwargs)
+
+
+def read_prepared(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `SolverTable` of a scheduler whose timesteps are set, from row `begin` on."""
+    _refuse(scheduler)
+    probe.check_step_kwargs(scheduler, step_kwargs)
+    with torch.device("cpu"), torch.no_grad():
+        twin = probe.on_cpu(scheduler)
+        if getattr(twin, "_step_index", None) is not None:
+            # scale_model_input() of the first step has set it, and step() sets it to the same.
+            twin._step_index = None
+        if begin % int(getattr(twin, "order", 1)):
+            raise UnsupportedSchedulerError(
+                f"{type(scheduler).__name__}: row {begin} of its schedule is not the first call "
+                "of a whole step"
             )
-        except probe.ProbeError as error:
-            reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
-            raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
+        return _read(scheduler, twin, copy.deepcopy(twin), begin, step_kwargs)
+
+
+def _read(
+    scheduler: Any, twin: Any, run: Any, begin: int, step_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read the rows from `begin` on.
+
+    twin: timesteps set, never stepped; it stays as it is. run: the same, to be used up.
+    """
+    timesteps = twin.timesteps[begin:].clone()
+    try:
+        probed = probe.probe(run, timesteps, step_kwargs)
+        solver = factorise.solve(probed)
+        start = probe.start_weights(probe.begin_at(twin, begin), timesteps)
+        scale = solver.z.norm(dim=1)
+        levels = read_levels(twin, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C)
+    except probe.ProbeError as error:
+        reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
+        name = type(scheduler).__name__
+        raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
     return {
         **{"p": solver.p, "q": solver.q, "A": solver.A, "S": scale, "C": solver.C},
         "input_scale": probed.input_scale,
         "timesteps": timesteps,
         "init_noise_sigma": float(getattr(twin, "init_noise_sigma", 1.0)),
         "start": start,
-        "stages": stages,
-        "name": name,
+        "stages": int(getattr(twin, "order", 1)),
+        "name": type(scheduler).__name__,
         "begin": begin,
         "levels": levels,
+        "estimate": _in_noise(probed.estimate, solver.z, scale),
+        "draws": tuple(
+            tuple(zip(weights, drawn, strict=False))
+            for weights, drawn in zip(solver.z.tolist(), probed.draws, strict=True)
+        ),
     }
+
+
+def _in_noise(estimate: Tensor | None, z: Tensor, scale: Tensor) -> Tensor | None:
+    """[T, 3]: an estimate's weights of x_i, m_i and the z_i that the step itself adds, or None.
+
+    estimate: [T, 2 + draws], by draw. z: [T, draws]. scale: [T], the norm of z.
+    """
+    if estimate is None:
+        return None
+    direction = z / torch.where(scale == 0, 1.0, scale)[:, None]
+    along = (estimate[:, 2:] * direction).sum(1, keepdim=True)
+    if (estimate[:, 2:] - along * direction).abs().amax() > 1e-9 * estimate.abs().amax():
+        return None
+    return torch.cat((estimate[:, :2], along), dim=1)
 
 
 def _refuse(scheduler: Any) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .keywords import known_keywords
 from .levels import NoiseLevels
-from .scheduler import read_scheduler
+from .probe import Draw
+from .scheduler import read_prepared, read_scheduler
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +51,11 @@ class SolverTable:
     name: str
     begin: int = 0  # rows of the schedule left out before the first, for image-to-image
     levels: NoiseLevels | None = None  # None: unknown, and only fill "reuse" is possible
+    # [T, 3] float64, weights of x_i, m_i and z_i in the second value of step()
+    # (pred_original_sample); None where it returns none, or one of more than these.
+    estimate: Tensor | None = None
+    # Every step's calls for noise, used or not, each with its weight: S_i z_i is their sum.
+    draws: tuple[tuple[tuple[float, Draw], ...], ...] = ()
 
     def __post_init__(self) -> None:
         steps = self.p.shape[0] if self.p.ndim == 1 else 0
@@ -140,3 +146,22 @@ class SolverTable:
             *(strength, begin_index, set_timesteps_kwargs),
         )
         return cls(**fields)
+
+    @classmethod
+    def from_prepared(
+        cls,
+        scheduler: Any,
+        *,
+        begin_index: int = 0,
+        step_kwargs: Mapping[str, Any] | None = None,
+    ) -> "SolverTable":
+        """Read the table off a diffusers scheduler as it stands: its set_timesteps() was called.
+
+        What was done to its sigmas or timesteps since is read with the rest. It stays as it is, and
+        must not have been stepped yet.
+
+        begin_index: the first row to run. step_kwargs: further arguments of step().
+
+        Raises as `from_scheduler` does.
+        """
+        return cls(**read_prepared(scheduler, begin_index, dict(step_kwargs or {})))

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from adaptive_kernels.demo.pictures import decisions_picture
+from adaptive_kernels.pictures import decisions_picture
 
 from . import features, folder, pictures
 from .problem import SOLVERS, shipped

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adaptive_kernels.demo.pictures import DPI, samples_picture
+from adaptive_kernels.demo.pictures import samples_picture
+from adaptive_kernels.pictures import DPI
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

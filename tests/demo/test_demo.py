@@ -21,11 +21,12 @@ from adaptive_kernels import AdaptiveConfig, AdaptiveSampler, ops
 from adaptive_kernels.__main__ import main
 from adaptive_kernels.demo import model as demo_model
 from adaptive_kernels.demo import run as demo
-from adaptive_kernels.demo.pictures import decisions_picture, samples_picture
+from adaptive_kernels.demo.pictures import samples_picture
 from adaptive_kernels.demo.report import table, verdict
 from adaptive_kernels.demo.run import FILES, run_demo
 from adaptive_kernels.executors import capability
 from adaptive_kernels.metrics import ssim
+from adaptive_kernels.pictures import decisions_picture
 
 STEPS = 10
 # One thread: beside other tests on a small machine, OpenMP's barriers cost 50 times the work.

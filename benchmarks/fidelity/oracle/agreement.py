@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from adaptive_kernels import AdaptiveConfig
-from adaptive_kernels.demo.pictures import DPI
 from adaptive_kernels.metrics import psnr
+from adaptive_kernels.pictures import DPI
 
 from ..methods.ours import sampled
 from ..problem import Batch, Problem, worst_tenth

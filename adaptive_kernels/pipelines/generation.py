@@ -1,0 +1,246 @@
+"""One run of a pipeline's loop: which calls reach the networks, and who steps the solver."""
+
+import functools
+import inspect
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..rules.config import AdaptiveConfig
+from . import outputs
+from .networks import method
+from .outputs import Kept
+from .record import Record, Sampling
+from .solver.choose import Choice, extra_of
+from .standin import StandIn, put, take
+
+_LOCAL = threading.local()
+
+
+def active() -> "Generation | None":
+    """The generation that this thread is in."""
+    stack = getattr(_LOCAL, "stack", None)
+    return stack[-1] if stack else None
+
+
+class Generation:
+    """From the opening of a pipeline's progress bar to its closing, whatever closes it.
+
+    Only between the two does anything stand in for a method of its scheduler and its networks, and
+    only for calls of the same thread.
+    """
+
+    def __init__(self, scheduler: Any, networks: dict, config: AdaptiveConfig, record: Record):
+        self.scheduler, self.config, self.record = scheduler, config, record
+        self.names = {id(module): name for name, module in networks.items()}
+        self.networks = networks
+        self.frame: int | None = None  # id of the frame whose loop this is, where only that tells
+        self._standins: list[StandIn] = []
+        self._forget()
+
+    def open(self) -> None:
+        self.record.began = time.perf_counter()
+        try:
+            self._standins.append(put(self.scheduler, "step", _step))
+            self._standins.append(put(self.scheduler, "set_timesteps", _set_timesteps))
+            for module in self.networks.values():
+                self._standins.append(put(module, method(module), _call))
+        except BaseException:
+            self._release()
+            raise
+        if not hasattr(_LOCAL, "stack"):
+            _LOCAL.stack = []
+        _LOCAL.stack.append(self)
+
+    def close(self) -> None:
+        """Ends it, once; a skip that was pending is forgotten."""
+        stack = getattr(_LOCAL, "stack", [])
+        if self in stack:
+            stack.remove(self)
+        if self._standins:
+            self._release()
+            self.record.seconds = time.perf_counter() - self.record.began
+        self._forget()
+
+    def _release(self) -> None:
+        while self._standins:
+            take(self._standins.pop())
+
+    def _forget(self) -> None:
+        """Back to the state before a sampling's first step."""
+        self.solver = None
+        self.sampling: Sampling | None = None
+        self._extra: dict = {}
+        self._step_index: int | None = None
+        self._scales: list[float] | None = None
+        self._timesteps: list[float] | None = None
+        self._kept: dict[tuple[int, int], Kept] = {}
+        self._counts: dict[int, int] = {}
+        self._skip: bool | None = None
+        self._served = self._ran = 0
+        self._rows_of: tuple | None = None
+
+    # What the pipeline's calls come to.
+
+    def call(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
+        """A network's call: its last raw output at a skipped step, else the network itself."""
+        module = id(standin.owner)
+        count = self._counts.get(module, 0)
+        self._counts[module] = count + 1
+        kept = self._kept.get((module, count))
+        if self._skip is None:
+            self._skip = self._may_skip()
+        if self._skip and kept is not None:
+            if kept.serves(args, kwargs):
+                self._served += 1
+                self.record.skipped[self.names[module]] += 1
+                return kept.output
+            # What the network is asked has changed: this step is one of its calls.
+            self._skip = self._served > 0
+        began = time.perf_counter()
+        output = standin.original(*args, **kwargs)
+        self.record.network_seconds += time.perf_counter() - began
+        self._ran += 1
+        self.record.made[self.names[module]] += 1
+        if kept is None:
+            kept = self._kept[module, count] = Kept()
+        kept.keep(output, args, kwargs)
+        if self._rows_of is None:
+            latents = outputs.sample(args, kwargs)
+            self._rows_of = None if latents is None else tuple(latents.shape)
+        return output
+
+    def _may_skip(self) -> bool:
+        solver = self.solver
+        if solver is None or solver.buffers.row >= solver.rows or not self._inside():
+            return False
+        return not solver.buffers.decision.fresh()
+
+    def _inside(self) -> bool:
+        """Whether the loop is still running, where nothing is told of its end."""
+        if self.frame is None:
+            return True
+        frame = sys._getframe(1)
+        while frame is not None:
+            if id(frame) == self.frame:
+                return True
+            frame = frame.f_back
+        return False
+
+    def step(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
+        """The scheduler's step()."""
+        given = dict(zip(_parameters(type(self.scheduler)), args, strict=False))
+        given.update(kwargs)
+        served, ran = self._served, self._ran
+        self._served = self._ran = 0
+        self._counts.clear()
+        self._skip = None
+        solver = self.solver
+        if solver is None or solver.buffers.row >= solver.rows or not self._expected(given):
+            self._begin(given)
+            solver = self.solver
+        # Fresh is what the networks have just made: all of it, or nobody was asked at all.
+        fresh = not served
+        result = solver.step(standin.original, given, fresh)
+        if self._step_index is not None:
+            self.scheduler._step_index = self._step_index + solver.buffers.row
+        self.sampling.fresh.append(fresh)
+        if served and ran:
+            self._skip = False
+        return result
+
+    def _begin(self, given: dict[str, Any]) -> None:
+        choice = Choice(
+            self.scheduler, self.config, given, _samples(given["sample"], self._rows_of)
+        )
+        self.solver, self._extra = choice.solver, choice.extra
+        follows = choice.table is not None and hasattr(self.scheduler, "_step_index")
+        self._step_index = choice.begin if follows else None
+        self._scales = choice.scales
+        if self._scales is not None:
+            self._standins.append(put(self.scheduler, "scale_model_input", _scale))
+        self._timesteps = None
+        if choice.table is not None and not follows:
+            self._timesteps = choice.table.timesteps.tolist()
+        name = type(self.scheduler).__name__
+        self.sampling = Sampling(name, choice.config, choice.notes, choice.hints, choice.solver)
+        self.record.samplings.append(self.sampling)
+
+    def _expected(self, given: dict[str, Any]) -> bool:
+        """Whether the step goes on with the sampling at hand; else it begins another one."""
+        if given["sample"].shape != self.solver.buffers.shape or extra_of(given) != self._extra:
+            return False
+        if self._timesteps is None:
+            # A scheduler that counts its steps does not look at the timestep.
+            return True
+        row, timestep = self.solver.buffers.row, given["timestep"]
+        if getattr(timestep, "is_cuda", False):
+            # No read of the device: pipelines hand on the schedule's own elements.
+            live = self.scheduler.timesteps
+            offset = timestep.data_ptr() - live.data_ptr()
+            at = len(live) - len(self._timesteps) + row
+            if offset == at * live.element_size():
+                return True
+        return float(timestep) == self._timesteps[row]
+
+    def scale_model_input(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
+        if self._scales is None or self.solver.buffers.row >= self.solver.rows:
+            return standin.original(*args, **kwargs)
+        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+        return sample * self._scales[self.solver.buffers.row]
+
+    def set_timesteps(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
+        self._forget()
+        return standin.original(*args, **kwargs)
+
+
+def _of(standin: StandIn, scheduler: bool) -> Generation | None:
+    generation = active()
+    if generation is None:
+        return None
+    mine = (
+        generation.scheduler is standin.owner
+        if scheduler
+        else (id(standin.owner) in generation.names)
+    )
+    return generation if mine else None
+
+
+def _handler(name: str, scheduler: bool) -> Callable[..., Any]:
+    verb = getattr(Generation, name)
+
+    def handle(standin: StandIn, args: tuple, kwargs: dict) -> Any:
+        generation = _of(standin, scheduler)
+        if generation is None:
+            return standin.original(*args, **kwargs)
+        return verb(generation, standin, args, kwargs)
+
+    return handle
+
+
+_step, _set_timesteps = _handler("step", True), _handler("set_timesteps", True)
+_scale = _handler("scale_model_input", True)
+_call = _handler("call", False)
+
+
+@functools.cache
+def _parameters(scheduler: type) -> tuple[str, ...]:
+    return tuple(inspect.signature(scheduler.step).parameters)[1:]
+
+
+def _samples(sample: Any, network: tuple | None) -> int:
+    """How many samples the rows of step()'s latents are: F frames may be flattened into rows.
+
+    network: the shape of the latents that the network was called with.
+    """
+    rows = sample.shape[0]
+    if network is None or len(network) != 5 or sample.dim() != 4:
+        return rows
+    channels, *size = sample.shape[1:]
+    for axis, other in ((2, 1), (1, 2)):
+        frames = network[axis]
+        if network[other] == channels and list(network[3:]) == size and rows % frames == 0:
+            return rows // frames
+    return rows

@@ -1,0 +1,87 @@
+"""What a generation did, and why it did not do more."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..rules.config import AdaptiveConfig
+
+
+@dataclass(eq=False)
+class Sampling:
+    """One way through a schedule."""
+
+    scheduler: str
+    config: AdaptiveConfig  # the rule that was followed
+    notes: list[str]  # what was not done as asked, and why
+    hints: list[str]  # why little can be gained
+    solver: Any  # whose buffers hold the scores
+    fresh: list[bool] = field(default_factory=list)  # per row done: whether the networks ran
+
+    @property
+    def rows(self) -> int:
+        """T, the rows of the schedule."""
+        return self.solver.rows
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return self.solver.buffers.state.index.shape[0]
+
+    def score(self) -> Tensor:
+        """[rows done, B] float32 on the CPU: what decided each row; NaN where nothing was asked."""
+        return self.solver.buffers.state.score[: len(self.fresh)].cpu()
+
+    def asked(self) -> list[list[int]]:
+        """By sample, the rows at which it was the one to ask for the networks."""
+        score = self.score()
+        # Equality refreshes under third_order alone.
+        over = score >= 1 if self.config.criterion == "third_order" else score > 1
+        rows = [column.nonzero()[:, 0].tolist() for column in over.T]
+        return [[row for row in asked if self.fresh[row]] for asked in rows]
+
+
+@dataclass(eq=False)
+class Record:
+    """One generation: one sampling, or several (FreeInit)."""
+
+    pipeline: str
+    config: AdaptiveConfig
+    samplings: list[Sampling] = field(default_factory=list)
+    made: Counter = field(default_factory=Counter)  # calls by network
+    skipped: Counter = field(default_factory=Counter)
+    network_seconds: float = 0.0  # host time in the networks' calls
+    began: float = 0.0
+    seconds: float | None = None  # of the loop; None: it has not ended
+
+    def nothing_skipped(self) -> str | None:
+        """Why no network call was skipped; None where some were, or none was to be."""
+        if self.skipped or self.config.criterion == "never" or self.seconds is None:
+            return None
+        if not self.samplings:
+            return "the loop never called scheduler.step"
+        if not self.made:
+            return "none of the networks was called in the loop; name them by networks="
+        sampling = self.samplings[-1]
+        notes = [*sampling.notes, *sampling.hints]
+        notes = f" ({'; '.join(notes)})" if notes else ""
+        full = sampling.config.resolved()
+        stages = sampling.solver.buffers.state.rule[3]
+        least = full.warmup * stages
+        if len(sampling.fresh) <= least:
+            return (
+                f"{len(sampling.fresh)} steps were done, and the first {least} always call the "
+                f"network{notes}"
+            )
+        if not full.max_skip:
+            return "max_skip is 0"
+        scores = [value for value in sampling.score().amax(1).tolist() if math.isfinite(value)]
+        if not scores:
+            return f"no decision was possible: the latents hold NaN or Inf{notes}"
+        return (
+            f"no step was within the threshold of {full.threshold:g}: the smallest score was "
+            f"{min(scores):.3g} times it; more steps or a larger threshold skip more{notes}"
+        )

@@ -1,0 +1,129 @@
+"""Which solver steps a sampling, and by which rule: what was asked for, or what works and why."""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...rules.config import AdaptiveConfig
+from ...rules.fills import FillTables, fill_tables, stochastic
+from ...sampling.state import MAX_HISTORY
+from ...solvers.scheduler import UnsupportedSchedulerError
+from ...solvers.table import SolverTable
+from .fused import Fused
+from .own import Own
+from .returns import Disagreement, Returns, check, own_scales, own_step
+from .table import first_row, table_of
+
+# What step() is given anew at every step.
+_GIVEN = ("model_output", "timestep", "sample", "generator", "return_dict")
+# By table: what was found out once, per dtypes and per config.
+_RETURNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_FILLS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class Choice:
+    """A solver for one sampling, the rule it follows, and what there is to tell about both."""
+
+    def __init__(self, scheduler: Any, config: AdaptiveConfig, given: dict, samples: int):
+        self.scheduler, self.config = scheduler, config
+        self.notes: list[str] = []
+        self.hints: list[str] = []
+        self.table: SolverTable | None = None
+        self.scales: list[float] | None = None  # c_i, where scale_model_input() needs them
+        self.extra = extra_of(given)
+        self.begin = first_row(scheduler, given["timestep"])
+        returns = None
+        try:
+            self.table, returns = self._table(given)
+        except (UnsupportedSchedulerError, Disagreement) as error:
+            self._no_table(str(error))
+        if self.table is not None:
+            tables = self._fills(self.table)
+            self.solver = Fused(self.table, self.config, tables, given["sample"], samples, returns)
+            if not returns.scales:
+                self.scales = self.table.input_scale.tolist()
+            self._little_to_gain()
+            return
+        begin, stages = self.begin or 0, int(getattr(scheduler, "order", 1))
+        rows = max(1, len(scheduler.timesteps) - begin)
+        if begin % stages or rows % stages:
+            stages = 1
+        self.solver = Own(rows, stages, self.config, given["sample"], samples)
+
+    def _table(self, given: dict[str, Any]) -> tuple[SolverTable, Returns]:
+        name = type(self.scheduler).__name__
+        for key, value in self.extra.items():
+            if not isinstance(value, (bool, int, float, str)):
+                raise UnsupportedSchedulerError(
+                    f"{name}: its step() is given {key}, which a table cannot take"
+                )
+        if self.begin is None:
+            raise UnsupportedSchedulerError(
+                f"{name}: the pipeline steps at a timestep that is not in its schedule"
+            )
+        table = table_of(self.scheduler, self.begin, self.extra)
+        if table.history > MAX_HISTORY:
+            raise UnsupportedSchedulerError(
+                f"{name}: it keeps {table.history} outputs, a table at most {MAX_HISTORY}"
+            )
+        model_output, sample = given["model_output"], given["sample"]
+        known = _RETURNS.setdefault(table, {})
+        key = (model_output.dtype, sample.dtype)
+        if key not in known:
+            if model_output.shape != sample.shape:
+                raise Disagreement(
+                    f"{name}: its step() is given an output of shape {tuple(model_output.shape)} "
+                    f"for latents {tuple(sample.shape)}"
+                )
+            returns, own = own_step(
+                self.scheduler, model_output, given["timestep"], sample, self.extra
+            )
+            check(table, model_output, sample, own)
+            known[key] = replace(returns, scales=own_scales(self.scheduler, table))
+        return table, known[key]
+
+    def _no_table(self, why: str) -> None:
+        criterion = self.config.criterion
+        if criterion == "plan":
+            raise UnsupportedSchedulerError(
+                f"criterion 'plan' needs a scheduler that is a table, and this one is none: {why}"
+            )
+        if criterion == "defect":
+            self._third_order(f"the scheduler is no table ({why})")
+        elif (self.config.fill or "reuse") != "reuse":
+            raise UnsupportedSchedulerError(
+                f"fill {self.config.fill!r} needs a scheduler that is a table, and this one is "
+                f"none: {why}"
+            )
+        else:
+            self.notes.append(f"the scheduler steps itself, as it is no table ({why})")
+
+    def _third_order(self, why: str) -> None:
+        self.config = AdaptiveConfig(
+            criterion="third_order",
+            max_skip=self.config.max_skip,
+            granularity=self.config.granularity,
+        )
+        self.notes.append(f"third_order with reuse in place of defect: {why}")
+
+    def _fills(self, table: SolverTable) -> FillTables:
+        if self.config.criterion == "defect" and table.levels is None and table.num_steps > 1:
+            self._third_order(f"the noise levels of {table.name} are not known")
+        known = _FILLS.setdefault(table, {})
+        if self.config not in known:
+            if len(known) > 16:
+                known.clear()
+            known[self.config] = fill_tables(table, self.config)
+        return known[self.config]
+
+    def _little_to_gain(self) -> None:
+        if self.config.criterion in ("never", "plan") or self.config.criterion[:5] == "every":
+            return
+        if stochastic(self.table):
+            self.hints.append(f"{self.table.name} adds noise, which leaves little to skip")
+
+
+def extra_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of step() that belong to the solver: eta, s_churn and their like."""
+    return {key: value for key, value in given.items() if key not in _GIVEN and value is not None}

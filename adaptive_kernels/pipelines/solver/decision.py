@@ -1,0 +1,117 @@
+"""When the host must know a decision that was taken on the device, and how it reads it."""
+
+import torch
+from torch import Tensor
+
+from ...rules.config import CRITERIA
+from ...sampling.state import State
+
+_CODE = {code: name for name, code in CRITERIA.items()}
+
+
+class Reader:
+    """Small device tensors brought to the host behind the work that makes them.
+
+    The copy is queued at once and waited for only when somebody asks for the value.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.reads = device, 0
+        self._there: Tensor | None = None
+        self._event = None
+
+    def begin(self, value: Tensor) -> None:
+        self.reads += 1
+        if self.device.type not in ("cuda", "xpu"):
+            self._there = value
+            return
+        there = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
+        self._there = there.copy_(value, non_blocking=True)
+        self._event = torch.Event(self.device)
+        self._event.record()
+
+    def end(self) -> list:
+        if self._event is not None:
+            self._event.synchronize()
+        there, self._there, self._event = self._there, None, None
+        return there.tolist()
+
+
+class Decision:
+    """Whether the next row of a batch calls the network: it does when any sample asks for it.
+
+    Follows the rows on the host. What the device decides from the latents is read once per step
+    where a skip is possible (``third_order``, ``released``), once per refresh where that fixes the
+    length of the run (``defect``), and not at all where the pattern is known (``never``,
+    ``every(k)``, ``plan``).
+    """
+
+    def __init__(self, state: State):
+        self.state, self.rows = state, len(state.rows)
+        rule = state.rule
+        self.criterion = _CODE[rule[0]]
+        self.max_skip, self.warmup, self.stages = rule[1:]
+        self.reader = Reader(state.latents.device)
+        self.run = 0  # rows since the refresh, its own included
+        self.newest = self.before = 0  # rows of the last refresh and of the one before
+        self.skips = 0  # under defect: how many whole steps may follow the last refresh
+        self._answer: bool | None = True
+        if self.criterion == "plan":
+            self.mask = [value <= 0 for value in state.run_cost[:, 0, 0].tolist()]
+        if self.criterion == "defect":
+            # The device multiplies and compares the same float64 numbers.
+            self.cost = state.run_cost.double().cpu()
+            self.threshold = float(state.threshold[0]) if len(state.threshold) else 0.0
+
+    def done(self, row: int, fresh: bool) -> None:
+        """Takes note of a row that was done, and asks for what the next one needs."""
+        self.run = 1 if fresh and row % self.stages == 0 else self.run + 1
+        if fresh:
+            self.before, self.newest = self.newest, row
+        self._answer = self._known(row, fresh)
+        if self._answer is None:
+            names = {"defect": self.state.norms[:, 0]}
+            self.reader.begin(names.get(self.criterion, self.state.progress[1]))
+
+    def fresh(self) -> bool:
+        """Whether the next row must call the network; waits for the device where it must."""
+        if self._answer is None:
+            values = self.reader.end()
+            if self.criterion == "defect":
+                self.skips = self._length(values)
+                self._answer = self.skips == 0
+            else:
+                self._answer = not all(values)
+        return self._answer
+
+    def _known(self, row: int, fresh: bool) -> bool | None:
+        following, skipped = (row + 1) // self.stages, (self.run - 1) // self.stages
+        if row + 1 >= self.rows:
+            return True
+        if (row + 1) % self.stages:
+            return fresh
+        if following < self.warmup or self.criterion == "never":
+            return True
+        if self.criterion == "plan":
+            return not self.mask[row + 1]
+        if self.criterion == "released":
+            decisions = following - 4
+            guarded = decisions >= 5 and skipped >= min(decisions, self.max_skip)
+            return True if guarded else None
+        if skipped >= self.max_skip:
+            return True
+        if self.criterion == "every":
+            return False
+        if self.criterion == "defect" and not fresh:
+            return skipped >= self.skips
+        return None
+
+    def _length(self, defects: list[float]) -> int:
+        """Whole steps that every sample may skip after this refresh, by ops.reference.decide."""
+        gap = max(1, min(self.newest - self.before, self.cost.shape[1])) - 1
+        row = self.cost[self.newest, gap].tolist()
+        for skipped in range(self.max_skip):
+            cost = row[min(skipped, len(row) - 1)]
+            if not all(defect * cost <= self.threshold for defect in defects):
+                return skipped
+        return self.max_skip

@@ -1,0 +1,247 @@
+"""A pipeline's steps are its scheduler's: values, kinds, noise, and what is done in between."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+
+import adaptive_kernels as ak
+from tests.support.pipelines import Sway, loop_pipeline
+from tests.support.schedulers import CASES
+
+NEVER = ak.AdaptiveConfig(criterion="never")
+STEPS = 8
+EPS = torch.finfo(torch.float32).eps
+# The steps of every case that the shortest loop can run: CogVideoX's DPM wants the last x0 back.
+LOOPED = [case for case in CASES if case.scheduler != "CogVideoXDPMScheduler"]
+
+
+def noise(batch=2, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 2, 8, 8, generator=generator).to(dtype)
+
+
+def run(pipe, case=None, **arguments):
+    """Every step's values, and where the generator stands then."""
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(5)
+    if case is not None:
+        arguments = {
+            **case.step_kwargs,
+            "set_timesteps": case.set_timesteps_kwargs,
+            **arguments,
+        }
+    start = arguments.pop("latents", None)
+    results = pipe(noise() if start is None else start, STEPS, generator, **arguments)
+    return results, (generator.get_state(), torch.get_rng_state())
+
+
+def assert_close(ours, theirs, steps=STEPS):
+    """Rounding alone: some terms a step, carried on by a network that hardly grows them."""
+    size = theirs.float().abs().amax().clamp(min=1.0)
+    assert ours.dtype == theirs.dtype
+    assert (ours.float() - theirs.float()).abs().amax() <= 16 * steps * EPS * size
+
+
+@pytest.mark.parametrize("return_dict", [False, True])
+@pytest.mark.parametrize("case", LOOPED, ids=lambda case: case.id)
+def test_never_gives_what_the_scheduler_gives(case, return_dict):
+    """Latents, predicted originals, kinds, visible state and draws, at every step."""
+    pipe = loop_pipeline(case.make())
+    if return_dict and "return_dict" not in inspect.signature(pipe.scheduler.step).parameters:
+        pytest.skip("step() has no return_dict")
+    theirs, stood = run(pipe, case, return_dict=return_dict)
+    index = getattr(pipe.scheduler, "step_index", None)
+    with ak.adaptive(pipe, NEVER):
+        ours, stand = run(pipe, case, return_dict=return_dict)
+        last = ak.summary(pipe, as_dict=True)["last"]
+    assert last["samplings"][0]["notes"] == [] or "noise" in last["samplings"][0]["notes"][0]
+    assert getattr(pipe.scheduler, "step_index", None) == index
+    assert all(torch.equal(a, b) for a, b in zip(stand, stood, strict=True))
+    for one, other in zip(ours, theirs, strict=True):
+        assert type(one) is type(other) and len(one) == len(other)
+        for name in range(len(other)) if isinstance(other, tuple) else other.keys():
+            assert_close(one[name], other[name])
+
+
+def test_unusual_calls_of_step_are_understood():
+    """Keywords and places, a class or a tuple, as the scheduler has it."""
+    pipe = loop_pipeline(CASES[0].make())
+    seen = []
+    with ak.adaptive(pipe, NEVER):
+        pipe.scheduler.set_timesteps(STEPS)
+        x = noise()
+        with pipe.progress_bar(total=STEPS):
+            for t in pipe.scheduler.timesteps[:3]:
+                output = pipe.unet(x, t)[0]
+                step = pipe.scheduler.step
+                parameters = inspect.signature(step).parameters
+                assert list(parameters)[:3] == ["model_output", "timestep", "sample"]
+                seen.append(step(sample=x, timestep=t, model_output=output))
+                x = seen[-1].prev_sample
+    plain = copy.deepcopy(pipe.scheduler)
+    assert type(seen[0]) is type(plain.step(output, t, x))
+    assert torch.equal(seen[0][0], seen[0].prev_sample) and "pred_original_sample" in seen[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
+)
+def test_half_precision_keeps_float32_between_steps(name, dtype):
+    """The pipeline's dtype is handed back, and the run stays nearer to float32 than its own."""
+    case = next(c for c in CASES if c.scheduler == name)
+    exact = run(loop_pipeline(case.make()))[0][-1][0]
+    pipe = loop_pipeline(case.make(), Sway().to(dtype))
+    start = noise(dtype=dtype)
+    theirs = run(pipe, latents=start)[0]
+    with ak.adaptive(pipe, NEVER):
+        ours = run(pipe, latents=start)[0]
+    assert [r[0].dtype for r in ours] == [r[0].dtype for r in theirs]
+    error = [(r[-1][0].float() - exact).norm() for r in (ours, theirs)]
+    assert error[0] <= 1.02 * error[1]
+
+
+def hold(pipe, i, latents):
+    """Inpainting: one half is put back at every step."""
+    latents = latents.clone()
+    latents[..., :4] = 0.1 * i
+    return latents
+
+
+def hold_in_place(pipe, i, latents):
+    latents[..., :4] = 0.1 * i
+    return latents
+
+
+def reshaped(pipe, i, latents):
+    """Other objects of the same values."""
+    return latents[None].permute(0, 1, 2, 4, 3).permute(0, 1, 2, 4, 3)[0]
+
+
+def nudged_once(pipe, i, latents):
+    return latents + 0.25 if i == 3 else latents
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("edit", [hold, hold_in_place, reshaped, nudged_once])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_edits_between_steps_are_taken_in(name, edit, dtype):
+    case = next(c for c in CASES if c.scheduler == name)
+    pipe = loop_pipeline(case.make(), Sway().to(dtype))
+    start = noise(dtype=dtype)
+    theirs = run(pipe, latents=start, edit=edit)[0][-1][0]
+    with ak.adaptive(pipe, NEVER):
+        ours = run(pipe, latents=start, edit=edit)[0][-1][0]
+    if dtype == torch.float32:
+        assert_close(ours, theirs)
+    else:
+        size = theirs.float().abs().amax()
+        assert (ours.float() - theirs.float()).abs().amax() <= 8 * torch.finfo(dtype).eps * size
+
+
+def test_untouched_half_precision_latents_are_not_rounded_on_the_way():
+    """With a network that gives nothing, what the cast cuts off would be lost for good."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, sample, timestep, **_):
+            return (torch.zeros_like(sample),)
+
+    pipe = loop_pipeline(CASES[0].make(), Nothing())
+    start = noise(dtype=torch.bfloat16)
+    with ak.adaptive(pipe, NEVER):
+        ours = run(pipe, latents=start)[0][-1][0]
+    table = ak.SolverTable.from_scheduler(pipe.scheduler, STEPS)
+    factor = torch.prod(table.A + table.C[:, 0] * table.p)
+    assert torch.equal(ours, (start.double() * factor).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("criterion", ["third_order", "released", "every(3)", "never"])
+def test_a_scheduler_that_is_no_table_steps_itself(criterion):
+    """The decision is the rule's on its latents, the output that of the last refresh."""
+    case = next(c for c in CASES if c.scheduler == "DDIMScheduler")
+    clipped = type(case.make()).from_config({**case.config, "clip_sample": True})
+    pipe = loop_pipeline(clipped, Sway())
+    threshold = {"third_order": 0.7, "released": 0.3}.get(criterion)
+    config = ak.AdaptiveConfig(criterion=criterion, threshold=threshold)
+    with ak.adaptive(pipe, config):
+        with pytest.warns(RuntimeWarning, match="clip_sample=True"):
+            ours = [r[0] for r in run(pipe, latents=noise(1))[0]]
+        fresh = ak.summary(pipe, as_dict=True)["last"]["samplings"][0]["fresh"]
+    x, latents, calls, output = noise(1), [noise(1)], [], None
+    scheduler = type(clipped).from_config(clipped.config)
+    scheduler.set_timesteps(STEPS)
+    for i, t in enumerate(scheduler.timesteps):
+        calls.append(i < 3 or _asks(config, latents, calls))
+        if calls[-1]:
+            output = Sway()(x, t)[0].detach()
+        x = scheduler.step(output, t, x).prev_sample
+        latents.append(x)
+    if criterion in ("third_order", "never"):
+        assert fresh == ([True] * STEPS if criterion == "never" else calls)
+        assert all(torch.equal(a, b) for a, b in zip(ours, latents[1:], strict=True))
+    assert (criterion == "never") == all(fresh)
+
+
+def _asks(config, x, calls):
+    if config.criterion != "third_order":
+        return True
+    left = (x[-1] - 3 * x[-2] + 3 * x[-3] - x[-4]).double().norm()
+    limit = not any(calls[-config.max_skip :])
+    return limit or not bool(left < config.threshold * (x[-2] - x[-3]).double().norm())
+
+
+def test_rules_that_need_a_table_refuse_a_scheduler_that_is_none_or_fall_back():
+    case = next(c for c in CASES if c.scheduler == "DDIMScheduler")
+    clipped = type(case.make()).from_config({**case.config, "clip_sample": True})
+    pipe = loop_pipeline(clipped)
+    with ak.adaptive(pipe, ak.AdaptiveConfig(criterion="every(2)", fill="linear")):
+        with pytest.raises(ak.UnsupportedSchedulerError, match="fill 'linear' needs a scheduler"):
+            run(pipe)
+        # A failed call leaves nothing behind.
+        assert not {"step", "set_timesteps"} & vars(pipe.scheduler).keys()
+        assert "forward" not in vars(pipe.unet)
+    ak.enable_adaptive(pipe)
+    with pytest.warns(RuntimeWarning, match="third_order with reuse in place of defect"):
+        run(pipe)
+    last = ak.summary(pipe, as_dict=True)["last"]["samplings"][0]
+    assert last["rule"]["criterion"] == "third_order" and last["rule"]["fill"] == "reuse"
+
+
+def test_step_arguments_that_nobody_understands_leave_the_step_to_the_scheduler():
+    pipe = loop_pipeline(next(c for c in CASES if c.id == "ddim-eta").make())
+    more = {"eta": 1.0, "variance_noise": noise() * 0.5, "generated": False}
+    theirs = run(pipe, **more)[0][-1][0]
+    with ak.adaptive(pipe, NEVER), pytest.warns(RuntimeWarning, match="variance_noise"):
+        ours = run(pipe, **more)[0][-1][0]
+    assert torch.equal(ours, theirs)
+
+
+def test_a_table_that_disagrees_with_the_first_step_is_not_used():
+    """The pipeline means something else by the output than the probe did."""
+
+    class Negated(type(CASES[0].make())):
+        def step(self, model_output, timestep, sample, **kwargs):
+            # As a scheduler that looks at the shape: the probe's vectors have one channel.
+            sign = -1 if sample.shape[1] > 1 else 1
+            return super().step(sign * model_output, timestep, sample, **kwargs)
+
+    pipe = loop_pipeline(Negated.from_config(CASES[0].make().config))
+    theirs = run(pipe)[0][-1][0]
+    with ak.adaptive(pipe, NEVER), pytest.warns(RuntimeWarning, match="first step and the table"):
+        ours = run(pipe)[0][-1][0]
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"]
+)
+def test_a_later_first_row_is_found(name):
+    case = next(c for c in CASES if c.scheduler == name)
+    pipe = loop_pipeline(case.make())
+    theirs = run(pipe, begin=4)[0]
+    with ak.adaptive(pipe, NEVER):
+        ours = run(pipe, begin=4)[0]
+        assert ak.summary(pipe, as_dict=True)["last"]["samplings"][0]["rows"] == len(theirs)
+    assert_close(ours[-1][0], theirs[-1][0])
