@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
-from tests.support.pipelines import Sway, loop_pipeline
+from tests.support.pipelines.loop import Sway, loop_pipeline
 from tests.support.schedulers import CASES
 
 NEVER = ak.AdaptiveConfig(criterion="never")

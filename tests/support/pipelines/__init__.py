@@ -1,0 +1,1 @@
+"""Small pipelines of diffusers with random weights, made here: nothing is fetched."""
