@@ -25,7 +25,7 @@ class Adaptive(StandIn):
         self.config, self.networks = config, networks
         self.last: Record | None = None
         self.generations = self.made = self.skipped = 0
-        self.told: set[str] = set()
+        self.told: set = set()
 
     def __deepcopy__(self, memo: dict) -> "Adaptive":
         # A copied pipeline is enabled as its original is, with a state of its own.
@@ -47,13 +47,27 @@ class Adaptive(StandIn):
         self.made += sum(record.made.values())
         self.skipped += sum(record.skipped.values())
         reason = record.nothing_skipped() if whole else None
-        notes = [note for sampling in record.samplings for note in sampling.notes]
         if reason is not None:
-            notes = [f"nothing was skipped: {reason}"]
-        for note in notes:
-            if note not in self.told:
-                self.told.add(note)
-                warnings.warn(f"{record.pipeline}: {note}", RuntimeWarning, stacklevel=6)
+            way = (record.config, *((s.scheduler, s.rows) for s in record.samplings))
+            self._tell(way, f"{record.pipeline}: nothing was skipped: {reason}")
+            return
+        for sampling in record.samplings:
+            for note in sampling.notes:
+                self._tell(note, f"{record.pipeline}: {note}")
+
+    def _tell(self, key: object, message: str) -> None:
+        if key not in self.told:
+            self.told.add(key)
+            warnings.warn(message, RuntimeWarning, stacklevel=_users_frame())
+
+
+def _users_frame() -> int:
+    """How many frames above the caller the first one stands that is no library's."""
+    libraries, level = {"adaptive_kernels", "diffusers", "torch", "contextlib"}, 1
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in libraries:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def of(pipe: Any) -> Adaptive | None:

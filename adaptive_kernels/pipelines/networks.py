@@ -25,7 +25,8 @@ def check_pipeline(pipe: Any) -> None:
             "pipe must be a pipeline object of diffusers (StableDiffusionXLPipeline and its like), "
             f"got {kind} {pipe.__name__ if isinstance(pipe, type) else names[0]}"
         )
-    missing = [name for name in ("components", "progress_bar") if not hasattr(pipe, name)]
+    # On the class: a pipeline that lacks a component raises when it is asked for them.
+    missing = [name for name in ("components", "progress_bar") if not hasattr(type(pipe), name)]
     if missing:
         raise TypeError(
             f"pipe must be a pipeline of diffusers, got {names[0]} without {missing[0]}"
@@ -91,4 +92,5 @@ def method(module: torch.nn.Module) -> str:
 
 
 def _listed(pipe: Any) -> str:
-    return ", ".join(sorted(pipe.components)) or "no components"
+    modules = sorted(name for name in vars(pipe) if _has(pipe, name))
+    return f"the modules {', '.join(modules)}" if modules else "no modules"

@@ -78,6 +78,8 @@ class Record:
             )
         if not full.max_skip:
             return "max_skip is 0"
+        if not full.threshold:
+            return f"threshold is 0, and no prediction is without error{notes}"
         scores = [value for value in sampling.score().amax(1).tolist() if math.isfinite(value)]
         if not scores:
             return f"no decision was possible: the latents hold NaN or Inf{notes}"

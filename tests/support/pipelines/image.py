@@ -187,3 +187,33 @@ def cascade_prior() -> Any:
             image_encoder=None,
         )
     )
+
+
+def with_ip_adapter(pipe: Any) -> Any:
+    """Loads random IP-Adapter weights for image embeddings of 32 features."""
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    layers, key = {}, 1
+    for name in pipe.unet.attn_processors:
+        if name.endswith("attn1.processor"):
+            continue
+        width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        for part in ("k", "v"):
+            layers[f"{key}.to_{part}_ip.weight"] = random(width, 32)
+        key += 2
+    projection = {
+        "proj.weight": random(4 * 32, 32),
+        "proj.bias": random(4 * 32),
+        "norm.weight": random(32),
+        "norm.bias": random(32),
+    }
+    pipe.load_ip_adapter(
+        {"image_proj": projection, "ip_adapter": layers},
+        subfolder="",
+        weight_name="",
+        image_encoder_folder=None,
+    )
+    return pipe

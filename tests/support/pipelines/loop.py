@@ -25,14 +25,14 @@ class Sway(torch.nn.Module):
         return ((self.layer(sample) + 0.3 * sample * torch.cos(angle)).tanh(),)
 
 
-def loop_pipeline(solver: Any, network: Any = None) -> Any:
+def loop_pipeline(solver: Any, network: Any = None, name: str = "unet") -> Any:
     """The shortest pipeline there is; a call gives all that every step returned."""
     from diffusers import DiffusionPipeline
 
     class LoopPipeline(DiffusionPipeline):
-        def __init__(self, unet, scheduler):
+        def __init__(self, network, scheduler):
             super().__init__()
-            self.register_modules(unet=unet, scheduler=scheduler)
+            self.register_modules(**{name: network, "scheduler": scheduler})
 
         @torch.no_grad()
         def __call__(
@@ -59,7 +59,7 @@ def loop_pipeline(solver: Any, network: Any = None) -> Any:
                     model_input = latents
                     if hasattr(self.scheduler, "scale_model_input"):
                         model_input = self.scheduler.scale_model_input(latents, t)
-                    output = self.unet(model_input, t)[0]
+                    output = getattr(self, name)(model_input, t)[0]
                     result = self.scheduler.step(
                         output, t, latents, **extra, return_dict=return_dict
                     )

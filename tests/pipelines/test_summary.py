@@ -1,0 +1,130 @@
+"""What was done is told: as text, as a dictionary, as a picture; and what was not, and why."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+
+import adaptive_kernels as ak
+from tests.support.pipelines.cases import CASES
+from tests.support.pipelines.loop import Sway, loop_pipeline
+from tests.support.schedulers import CASE
+
+SDXL = CASES["sdxl"]
+
+
+def test_summary_tells_what_was_done():
+    pipe = ak.enable_adaptive(SDXL.make(), ak.AdaptiveConfig(criterion="every(3)"))
+    SDXL.generate(pipe, steps=7)
+    text = ak.summary(pipe)
+    first, *rest = text.splitlines()
+    assert first == (
+        "StableDiffusionXLPipeline, EulerDiscreteScheduler, 1 sample: "
+        "3 of 7 steps called the network, 4 skipped it"
+    )
+    assert "  steps      #..#..#   (# called, . skipped)" in rest
+    assert "  unet       3 calls made, 4 skipped" in rest
+    assert any(line.startswith("  time") and "with every call" in line for line in rest)
+    SDXL.generate(pipe, steps=7, prompt=["a", "b"])
+    assert "2 samples" in ak.summary(pipe) and "sample 1   asked at" in ak.summary(pipe)
+    assert "since enabled: 2 generations, 6 calls made, 8 skipped" in ak.summary(pipe)
+
+
+def test_as_dict_is_what_json_takes():
+    pipe = ak.enable_adaptive(SDXL.make())
+    assert json.loads(json.dumps(ak.summary(pipe, as_dict=True)))["last"] is None
+    SDXL.generate(pipe, prompt=["a", "b"])
+    report = ak.summary(pipe, as_dict=True)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    sampling = report["last"]["samplings"][0]
+    assert report["calls"] == {
+        "made": sum(sampling["fresh"]),
+        "skipped": 14 - sum(sampling["fresh"]),
+    }
+    assert len(sampling["score"]) == 14 and len(sampling["score"][0]) == 2
+
+
+def test_the_picture_shows_the_last_call(tmp_path):
+    pipe = ak.enable_adaptive(SDXL.make())
+    with pytest.raises(ValueError, match="pipe must have been called since it was enabled"):
+        ak.decisions_picture(pipe, tmp_path / "none.png")
+    SDXL.generate(pipe, prompt=["a", "b"])
+    ak.decisions_picture(pipe, tmp_path / "who.png")
+    with Image.open(tmp_path / "who.png") as picture:
+        assert picture.width > 500
+
+
+def told(pipe, *arguments, **more):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipe(*arguments, **more)
+    return [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+
+
+NOISE = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "steps", "reason"),
+    [
+        ("ddim", {}, 3, "3 steps were done, and the first 3 always call the network"),
+        ("ddim", {"threshold": 0.0}, 12, "threshold is 0, and no prediction"),
+        (
+            "ddim",
+            {"threshold": 1e-9},
+            12,
+            "no step was within the threshold of 1e-09: the smallest",
+        ),
+        ("ddim", {"max_skip": 0}, 12, "max_skip is 0"),
+        ("euler-ancestral", {}, 12, "EulerAncestralDiscreteScheduler adds noise, which leaves"),
+    ],
+)
+def test_a_call_that_skipped_nothing_says_why_once(case, config, steps, reason):
+    pipe = loop_pipeline(CASE[case].make())
+    ak.enable_adaptive(pipe, ak.AdaptiveConfig(**{"criterion": "defect", **config}))
+    messages = told(pipe, NOISE, steps)
+    assert len(messages) == 1
+    assert messages[0].startswith("LoopPipeline: nothing was skipped: ") and reason in messages[0]
+    assert reason in ak.summary(pipe)
+    assert ak.summary(pipe, as_dict=True)["last"]["nothing_skipped"] in messages[0]
+    assert told(pipe, NOISE, steps) == []
+
+
+def test_never_is_not_told_that_nothing_was_skipped():
+    pipe = loop_pipeline(CASE["ddim"].make())
+    ak.enable_adaptive(pipe, ak.AdaptiveConfig(criterion="never"))
+    assert told(pipe, NOISE) == []
+
+
+def test_a_loop_that_never_steps_and_a_network_that_is_never_called_are_told():
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()))
+    with pytest.warns(RuntimeWarning, match=r"the loop never called scheduler\.step"):
+        pipe(NOISE, begin=14)
+    assert "no step was seen" in ak.summary(pipe)
+
+    pipe.register_modules(other=Sway())
+    ak.enable_adaptive(pipe, ak.AdaptiveConfig(criterion="every(2)"), networks=["other"])
+    with pytest.warns(RuntimeWarning, match="none of the networks was called in the loop"):
+        pipe(NOISE)
+
+
+def test_a_failed_call_is_not_told_that_it_skipped_nothing():
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()))
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ZeroDivisionError):
+            pipe(NOISE, edit=fail)
+
+
+def test_a_rule_put_in_another_ones_place_is_told():
+    """Where noise levels are not known, where the scheduler is no table."""
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim-inverse"].make()))
+    messages = told(pipe, NOISE)
+    assert "third_order with reuse in place of defect: the noise levels" in messages[0]
+    assert "third_order with reuse in place of defect" in ak.summary(pipe)
