@@ -75,7 +75,7 @@ NOISE = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
             "ddim",
             {"threshold": 1e-9},
             12,
-            "no step was within the threshold of 1e-09: the smallest",
+            "no step was within the threshold of 1e-09: the",
         ),
         ("ddim", {"max_skip": 0}, 12, "max_skip is 0"),
         ("euler-ancestral", {}, 12, "EulerAncestralDiscreteScheduler adds noise, which leaves"),
@@ -90,6 +90,13 @@ def test_a_call_that_skipped_nothing_says_why_once(case, config, steps, reason):
     assert reason in ak.summary(pipe)
     assert ak.summary(pipe, as_dict=True)["last"]["nothing_skipped"] in messages[0]
     assert told(pipe, NOISE, steps) == []
+
+
+def test_a_warning_points_at_the_users_line():
+    pipe = ak.enable_adaptive(SDXL.make())
+    with pytest.warns(RuntimeWarning, match="nothing was skipped") as caught:
+        pipe("a red ball", num_inference_steps=2, output_type="latent")
+    assert {w.filename for w in caught if w.category is RuntimeWarning} == {__file__}
 
 
 def test_never_is_not_told_that_nothing_was_skipped():
