@@ -6,6 +6,7 @@ and checked on random data, so a new scheduler needs no code.
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def read_scheduler(
     _refuse(scheduler)
     _check_arguments(scheduler, num_inference_steps, step_kwargs, set_timesteps_kwargs)
     # Schedulers create tensors of their own, which must meet the probe's on one device.
-    with torch.device("cpu"), torch.no_grad():
+    with _on_cpu(), torch.no_grad():
         twin = probe.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
         stages = int(getattr(twin, "order", 1))
         begin = _begin(twin, num_inference_steps, strength, begin_index, stages)
@@ -51,7 +52,7 @@ def read_prepared(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) ->
     """The fields of a `SolverTable` of a scheduler whose timesteps are set, from row `begin` on."""
     _refuse(scheduler)
     probe.check_step_kwargs(scheduler, step_kwargs)
-    with torch.device("cpu"), torch.no_grad():
+    with _on_cpu(), torch.no_grad():
         twin = probe.on_cpu(scheduler)
         if getattr(twin, "_step_index", None) is not None:
             # scale_model_input() of the first step has set it, and step() sets it to the same.
@@ -73,8 +74,7 @@ def _read(
     """
     timesteps = twin.timesteps[begin:].clone()
     try:
-        probed = probe.probe(run, timesteps, step_kwargs)
-        solver = factorise.solve(probed)
+        probed, solver = _solve(run, timesteps, step_kwargs)
         start = probe.start_weights(probe.begin_at(twin, begin), timesteps)
         scale = solver.z.norm(dim=1)
         levels = read_levels(twin, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C)
@@ -98,6 +98,24 @@ def _read(
             for weights, drawn in zip(solver.z.tolist(), probed.draws, strict=True)
         ),
     }
+
+
+def _solve(
+    run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]
+) -> tuple[probe.Probe, factorise.Solver]:
+    """What the steps do, by the quick way where that tells the whole truth."""
+    if probe.may_be_quick(type(run)):
+        with suppress(probe.ProbeError):
+            quick = copy.deepcopy(run)
+            probed = probe.probe(quick, timesteps, step_kwargs, quick=True)
+            return probed, factorise.solve(probed)
+    probed = probe.probe(run, timesteps, step_kwargs)
+    return probed, factorise.solve(probed)
+
+
+def _on_cpu() -> AbstractContextManager:
+    """Where tensors are made on the CPU; it slows every call, and mostly they are already."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def _in_noise(estimate: Tensor | None, z: Tensor, scale: Tensor) -> Tensor | None:

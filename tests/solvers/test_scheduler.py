@@ -3,8 +3,10 @@
 import copy
 import math
 
+import diffusers
 import pytest
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -83,6 +85,50 @@ class Rounding(TorchFunctionMode):
         raise AssertionError(f"no rounding rule for {func}")
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_quick_way_to_a_table_gives_the_same_table(case, monkeypatch):
+    """What it cannot see, draws and casts on the way, sends it the long way round."""
+    quick = SolverTable.from_scheduler(case.make(), 12, **case.kwargs)
+    monkeypatch.setattr(probe, "may_be_quick", lambda kind: False)
+    monkeypatch.setattr(probe, "_Vector", None)
+    whole = SolverTable.from_scheduler(case.make(), 12, **case.kwargs)
+    for name in ("p", "q", "A", "S", "C", "input_scale", "estimate"):
+        ours, theirs = getattr(quick, name), getattr(whole, name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+    assert quick.draws == whole.draws
+
+
+@pytest.mark.parametrize("how", ["cast", "generator", "global", "otherwise"])
+def test_the_quick_way_notices_what_it_must_not_miss(how):
+    """A scheduler that rounds on the way, or draws; nobody's generator is moved."""
+
+    class Sly(diffusers.DDIMScheduler):
+        def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+            if how == "cast":
+                sample = (sample * 1.0).to(torch.float32).to(torch.float64)
+            out = super().step(model_output, timestep, sample, return_dict=False)[0]
+            if how == "generator":
+                out = out + 0.5 * randn_tensor(out.shape, generator=generator, dtype=out.dtype)
+            if how == "global":
+                out = out + 0.5 * randn_tensor(out.shape, dtype=out.dtype)
+            if how == "otherwise":
+                out = out + 0.5 * torch.randn_like(out)
+            return (out,)
+
+    torch.manual_seed(3)
+    stood = torch.get_rng_state()
+    table = SolverTable.from_scheduler(Sly(clip_sample=False), 6)
+    plain = SolverTable.from_scheduler(diffusers.DDIMScheduler(clip_sample=False), 6)
+    assert torch.equal(torch.get_rng_state(), stood)
+    assert (table.A - plain.A).abs().max() < 1e-12 and (table.C - plain.C).abs().max() < 1e-12
+    assert torch.equal(table.S, torch.full_like(table.S, 0.0 if how == "cast" else 0.5))
+    own = how == "generator"
+    assert [len(row) for row in table.draws] == [0 if how == "cast" else 1] * 6
+    assert all(draw.own == own for row in table.draws for _, draw in row)
+
+
 def compare(case: Case, n: int, begin: int | None = None, **where) -> float:
     """Check that table and scheduler agree along a whole trajectory; return the error / bound.
 
@@ -97,7 +143,12 @@ def compare(case: Case, n: int, begin: int | None = None, **where) -> float:
     """
     original, seen = probe.probe, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "probe", lambda *args: seen.append(original(*args)) or seen[0])
+
+        def watched(*args, **named):
+            seen.append(original(*args, **named))
+            return seen[-1]
+
+        patch.setattr(probe, "probe", watched)
         table = SolverTable.from_scheduler(case.make(), n, **case.kwargs, **where)
     scheduler, timesteps = prepare(case, n, begin)
     assert torch.equal(table.timesteps, timesteps) and table.timesteps.dtype == timesteps.dtype
@@ -130,7 +181,7 @@ def compare(case: Case, n: int, begin: int | None = None, **where) -> float:
     scale, times = table.input_scale, table.timesteps
     ours, _ = follow(table, x, lambda i, x: network(scale[i] * x, times[i]), z)
 
-    back = table.A + table.C[:, 0] * table.p - seen[0].x.diagonal()
+    back = table.A + table.C[:, 0] * table.p - seen[-1].x.diagonal()
     delta = torch.stack(delta)
     delta[1:] += back[1:].abs()[:, None, None, None, None] * delta[:-1].clone()
     sources = torch.stack([*delta, *output_error]).reshape(2 * steps, 8)
