@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from ..rules.config import AdaptiveConfig
 from . import outputs
 from .networks import method
@@ -16,12 +18,20 @@ from .record import Record, Sampling
 from .solver.choose import Choice, extra_of
 from .standin import StandIn, put, take
 
-_LOCAL = threading.local()
+
+class _Local(threading.local):
+    """The generations that a thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Generation] = []
+
+
+_LOCAL = _Local()
 
 
 def active() -> "Generation | None":
     """The generation that this thread is in."""
-    stack = getattr(_LOCAL, "stack", None)
+    stack = _LOCAL.stack
     return stack[-1] if stack else None
 
 
@@ -50,15 +60,12 @@ class Generation:
         except BaseException:
             self._release()
             raise
-        if not hasattr(_LOCAL, "stack"):
-            _LOCAL.stack = []
         _LOCAL.stack.append(self)
 
     def close(self) -> None:
         """Ends it, once; a skip that was pending is forgotten."""
-        stack = getattr(_LOCAL, "stack", [])
-        if self in stack:
-            stack.remove(self)
+        if self in _LOCAL.stack:
+            _LOCAL.stack.remove(self)
         if self._standins:
             self._release()
             self.record.seconds = time.perf_counter() - self.record.began
@@ -176,7 +183,7 @@ class Generation:
             # A scheduler that counts its steps does not look at the timestep.
             return True
         row, timestep = self.solver.buffers.row, given["timestep"]
-        if getattr(timestep, "is_cuda", False):
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             # No read of the device: pipelines hand on the schedule's own elements.
             live = self.scheduler.timesteps
             offset = timestep.data_ptr() - live.data_ptr()
@@ -196,33 +203,29 @@ class Generation:
         return standin.original(*args, **kwargs)
 
 
-def _of(standin: StandIn, scheduler: bool) -> Generation | None:
-    generation = active()
-    if generation is None:
-        return None
-    mine = (
-        generation.scheduler is standin.owner
-        if scheduler
-        else (id(standin.owner) in generation.names)
-    )
-    return generation if mine else None
-
-
-def _handler(name: str, scheduler: bool) -> Callable[..., Any]:
-    verb = getattr(Generation, name)
+def _of_scheduler(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler of stand-ins on a scheduler: the generation's own, in its thread, or plain."""
 
     def handle(standin: StandIn, args: tuple, kwargs: dict) -> Any:
-        generation = _of(standin, scheduler)
-        if generation is None:
+        generation = active()
+        if generation is None or generation.scheduler is not standin.owner:
             return standin.original(*args, **kwargs)
         return verb(generation, standin, args, kwargs)
 
     return handle
 
 
-_step, _set_timesteps = _handler("step", True), _handler("set_timesteps", True)
-_scale = _handler("scale_model_input", True)
-_call = _handler("call", False)
+_step = _of_scheduler(Generation.step)
+_set_timesteps = _of_scheduler(Generation.set_timesteps)
+_scale = _of_scheduler(Generation.scale_model_input)
+
+
+def _call(standin: StandIn, args: tuple, kwargs: dict) -> Any:
+    """The same of a network."""
+    generation = active()
+    if generation is None or id(standin.owner) not in generation.names:
+        return standin.original(*args, **kwargs)
+    return generation.call(standin, args, kwargs)
 
 
 @functools.cache

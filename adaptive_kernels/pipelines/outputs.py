@@ -17,25 +17,36 @@ class Kept:
     def __init__(self) -> None:
         self.output: Any = None
         self.shape: tuple | None = None
-        self.seen: dict[Any, weakref.ref] | None = None
-        self.same: dict[Any, weakref.ref] | None = None
+        self._seen: dict[tuple, weakref.ref] | None = None
+        self._same: dict[tuple, weakref.ref] | None = None
 
     def keep(self, output: Any, args: tuple, kwargs: dict) -> None:
+        """Takes note of a call that the network answered."""
         now = {key: weakref.ref(value) for key, value in _tensors(args, kwargs)}
-        if self.seen is not None:
-            before = self.seen
-            if self.same is None:
-                self.same = {k: r for k, r in now.items() if k in before and r() is before[k]()}
-            else:
-                self.same = {k: now[k] for k in self.same if k in now}
-        self.seen, self.output, self.shape = now, output, _shape(args, kwargs)
+        before, watched = self._seen, self._same
+        if before is not None:
+            if watched is None:
+                watched = [key for key in now if key in before and before[key]() is now[key]()]
+            self._same = {key: now[key] for key in watched if key in now}
+        latents = sample(args, kwargs)
+        self.shape = None if latents is None else latents.shape
+        self._seen, self.output = now, output
 
     def serves(self, args: tuple, kwargs: dict) -> bool:
         """Whether the call is one like the last."""
-        if _shape(args, kwargs) != self.shape:
+        latents = sample(args, kwargs)
+        if (None if latents is None else latents.shape) != self.shape:
             return False
-        same = self.same or {}
-        return all(_at(key, args, kwargs) is old() for key, old in same.items())
+        for (where, inner), ref in (self._same or {}).items():
+            if isinstance(where, int):
+                value = args[where] if where < len(args) else None
+            else:
+                value = kwargs.get(where)
+                if inner is not None:
+                    value = value.get(inner) if isinstance(value, dict) else None
+            if value is not ref():
+                return False
+        return True
 
 
 def sample(args: tuple, kwargs: dict) -> Tensor | None:
@@ -44,28 +55,18 @@ def sample(args: tuple, kwargs: dict) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _shape(args: tuple, kwargs: dict) -> tuple | None:
-    value = sample(args, kwargs)
-    return None if value is None else value.shape
-
-
 def _tensors(args: tuple, kwargs: dict):
-    """(where, tensor) of a call's tensor arguments, and of those in dictionaries among them."""
+    """((where, inner key), tensor) of a call's arguments, and of those in dictionaries among them.
+
+    Latents and timestep are others at every step, and never looked at again.
+    """
     for place, value in enumerate(args[1:], start=1):
         if isinstance(value, Tensor):
-            yield (place,), value
+            yield (place, None), value
     for name, value in kwargs.items():
         if isinstance(value, Tensor):
-            yield (name,), value
+            yield (name, None), value
         elif isinstance(value, dict):
             for key, inner in value.items():
                 if isinstance(inner, Tensor):
                     yield (name, key), inner
-
-
-def _at(key: tuple, args: tuple, kwargs: dict) -> Any:
-    first = key[0]
-    value = kwargs.get(first) if isinstance(first, str) else args[first : first + 1]
-    if isinstance(value, tuple) and not isinstance(first, str):
-        return value[0] if value else None
-    return value.get(key[1]) if len(key) > 1 and isinstance(value, dict) else value

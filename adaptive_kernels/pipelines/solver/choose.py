@@ -16,7 +16,7 @@ from .returns import Disagreement, Returns, check, own_scales, own_step
 from .table import first_row, table_of
 
 # What step() is given anew at every step.
-_GIVEN = ("model_output", "timestep", "sample", "generator", "return_dict")
+_GIVEN = frozenset(("model_output", "timestep", "sample", "generator", "return_dict"))
 # By table: what was found out once, per dtypes and per config.
 _RETURNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _FILLS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -126,4 +126,6 @@ class Choice:
 
 def extra_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of step() that belong to the solver: eta, s_churn and their like."""
+    if given.keys() <= _GIVEN:
+        return {}
     return {key: value for key, value in given.items() if key not in _GIVEN and value is not None}

@@ -56,6 +56,7 @@ class Decision:
         self.newest = self.before = 0  # rows of the last refresh and of the one before
         self.skips = 0  # under defect: how many whole steps may follow the last refresh
         self._answer: bool | None = True
+        self._asked = state.norms[:, 0] if self.criterion == "defect" else state.progress[1]
         if self.criterion == "plan":
             self.mask = [value <= 0 for value in state.run_cost[:, 0, 0].tolist()]
         if self.criterion == "defect":
@@ -70,8 +71,7 @@ class Decision:
             self.before, self.newest = self.newest, row
         self._answer = self._known(row, fresh)
         if self._answer is None:
-            names = {"defect": self.state.norms[:, 0]}
-            self.reader.begin(names.get(self.criterion, self.state.progress[1]))
+            self.reader.begin(self._asked)
 
     def fresh(self) -> bool:
         """Whether the next row must call the network; waits for the device where it must."""

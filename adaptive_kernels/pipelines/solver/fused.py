@@ -44,15 +44,17 @@ class Buffers:
         self.decision = Decision(self.state)
         self.row, self.shape = 0, sample.shape
         self._flat = flat.shape
-        self._slots = list(self.state.latents)
+        # As the pipeline sees them: nothing is reshaped from step to step.
+        self._slots = [slot.view(sample.shape) for slot in self.state.latents]
         arguments = self.state.arguments()
         self._head, self._tail = arguments[:10], arguments[11:]
-        self.output: Tensor | None = None  # [B, N], of the last refresh
+        self.output: Tensor | None = None  # of the last refresh, and as the op reads it
+        self._output: Tensor | None = None  # [B, N]
         # What was handed back last, and its version then: untouched, it needs no merge.
         self._given, self._version = sample, _version(sample)
 
     def here(self) -> Tensor:
-        """[B, N] float32: the latents of the row at hand."""
+        """[rows, ...] float32: the latents of the row at hand."""
         return self._slots[self.row % len(self._slots)]
 
     def merge(self, sample: Tensor, dtype: torch.dtype) -> None:
@@ -63,24 +65,25 @@ class Buffers:
         version = self._version
         if sample is self._given and version is not None and sample._version == version:
             return
-        here, flat = self.here(), sample.reshape(self._flat)
+        here = self.here()
         if dtype == torch.float32:
-            here.copy_(flat)
+            here.copy_(sample)
         else:
             # Zero where nobody touched them, and then float32 keeps what the cast had cut off.
-            here += flat.float() - here.to(dtype).float()
+            here += sample.float() - here.to(dtype).float()
 
     def advance(self, model_output: Tensor, fresh: bool, keep: bool = True) -> Tensor:
-        """One row; model_output is read where it is fresh. Returns the new latents, [B, N].
+        """One row; model_output is read where it is fresh. Returns the new latents.
 
         keep: whether skipped rows use the last fresh output again, and not the one given.
         """
         if fresh or not keep:
-            self.output = model_output.reshape(self._flat).contiguous()
+            self.output = model_output
+            self._output = model_output.reshape(self._flat).contiguous()
         if fresh:
             # All samples take it, whoever asked for it.
             self.state.progress[1].zero_()
-        ops.step(*self._head, self.output, *self._tail, fresh, None)
+        ops.step(*self._head, self._output, *self._tail, fresh, None)
         row, self.row = self.row, self.row + 1
         self.decision.done(row, fresh)
         return self.here()
@@ -119,7 +122,7 @@ class Fused:
         if self._noise.draws:
             noise = buffers.state.noise[row]
             self._noise.into(noise, row, given.get("generator"), model_output)
-        there = buffers.advance(model_output, fresh).view(buffers.shape)
+        there = buffers.advance(model_output, fresh)
         latents = there.clone() if returns.dtype == torch.float32 else there.to(returns.dtype)
         buffers.given(latents)
         if returns.estimate_dtype is None:
@@ -127,10 +130,11 @@ class Fused:
         estimate = None
         if self._estimate is not None:
             x, m, z = self._estimate[row]
-            estimate = torch.add(here * x, buffers.output, alpha=m)
+            estimate = torch.add(here if x == 1.0 else here * x, buffers.output, alpha=m)
             if z:
-                estimate.add_(buffers.state.noise[row], alpha=z)
-            estimate = estimate.view(buffers.shape).to(returns.estimate_dtype)
+                estimate.add_(buffers.state.noise[row].view(buffers.shape), alpha=z)
+            if estimate.dtype != returns.estimate_dtype:
+                estimate = estimate.to(returns.estimate_dtype)
         return returns.make((latents, estimate), given.get("return_dict"))
 
 
