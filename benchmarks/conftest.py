@@ -165,6 +165,8 @@ def pytest_benchmark_update_json(output_json):
             ("memcpy", "share_of_memcpy"),
             ("eager", "times_eager"),
             ("compiled", "times_compiled"),
+            ("own", "times_own"),
+            ("plain", "times_plain"),
         ):
             if name in others:
                 info[key] = others[name] / median

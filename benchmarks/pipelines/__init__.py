@@ -1,0 +1,1 @@
+"""What an enabled pipeline costs the host."""
