@@ -7,10 +7,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
 import adaptive_kernels as ak
+from tests.support.pipelines.image import sdxl
 
 PROJECT = Path(__file__).parents[1]
 DOCS = sorted((PROJECT / "docs").glob("*.md"))
@@ -44,8 +46,22 @@ def table(page, title):
 
 
 def run(page):
-    """The names that a page's Python blocks leave, run in their order."""
+    """The names that a page's Python blocks leave, run in their order.
+
+    No model hub is reached: a pretrained pipeline is a small one of its kind.
+    """
     torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusers.DiffusionPipeline, "from_pretrained", classmethod(small_pipeline))
+        return executed(page)
+
+
+def small_pipeline(kind, name):
+    assert name in ("stabilityai/stable-diffusion-xl-base-1.0",)
+    return sdxl(kind.__name__)
+
+
+def executed(page):
     torch.compiler.reset()
     names = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
@@ -63,6 +79,12 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     names = run(page)
     results = [value for value in names.values() if isinstance(value, ak.SamplingResult)]
     assert all(int(r.nfe.max()) < len(r.refreshed) for r in results), "no call was skipped"
+    pipes = [value for value in names.values() if isinstance(value, diffusers.DiffusionPipeline)]
+    assert all(ak.summary(p, as_dict=True)["calls"]["skipped"] for p in pipes if enabled(p))
+
+
+def enabled(pipe):
+    return "progress_bar" in vars(pipe)
 
 
 def test_what_half_precision_costs_is_what_the_page_says():
@@ -219,3 +241,24 @@ def test_hooks_check_with_the_versions_of_the_tests():
     pinned = set(re.findall(r"((?:ruff|clang-format)==[\d.]+)", hooks))
     assert pinned == set(re.findall(r'"((?:ruff|clang-format)==[\d.]+)"', project))
     assert len(pinned) == 2
+
+
+def test_what_a_pipeline_costs_is_measured():
+    benches = json.loads((RESULTS / "pipelines-cpu.json").read_text())["benchmarks"]
+    medians = {
+        (b["group"], b["extra_info"]["implementation"]): b["stats"]["median"] for b in benches
+    }
+    page = PROJECT / "docs" / "pipelines.md"
+    solvers = {"DDIM": "ddim", "Euler": "euler", "DPM-Solver++": "dpm++", "UniPC": "unipc"}
+    rows = table(page, "the scheduler's own step")
+    assert [row[0] for row in rows] == list(solvers)
+    for title, *cells in rows:
+        step = f"step-{solvers[title]}"
+        keys = [
+            (f"{step}-every", "own"),
+            (f"{step}-every", "skipped"),
+            (f"{step}-defect", "skipped"),
+        ]
+        assert cells == [f"{medians[key] * 1e6:.0f}" for key in keys]
+    ratio = medians["call-never", "never"] / medians["call-never", "plain"]
+    assert f"takes {ratio:.3f} times the plain one" in page.read_text()

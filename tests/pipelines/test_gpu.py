@@ -13,12 +13,6 @@ STEPS = 20
 SOLVERS = ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"]
 
 
-@pytest.fixture(autouse=True)
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-
-
 def pipeline(name, device="cuda"):
     return loop_pipeline(scheduler(name, clip_sample=False), Sway().to(device))
 
