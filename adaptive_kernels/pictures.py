@@ -55,7 +55,7 @@ def decisions_picture(
     called, value = refreshed.detach().cpu()[:, order], score.detach().double().cpu()[:, order]
     steps, batch = called.shape
     width = max(520, round(steps * min(max(900 / steps, 2), 40)))
-    height = max(60, round(batch * min(max(600 / batch, 3), 26)))
+    height = max(110, round(batch * min(max(600 / batch, 3), 26)))
     left, curve, gap = 110, 110, 16
     page = (left + width + 150, 40 + 2 * (curve + gap) + height + 48)
     figure = figure_of(*page)
@@ -110,7 +110,7 @@ def decisions_picture(
     ticks = (1 / reach, reach**-0.5, 1, reach**0.5, reach)
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     bar.minorticks_off()
-    bar.set_label("score (grey: none); dot: refresh (on blue: forced)", size=8)
+    bar.set_label("score (grey: none)\ndot: refresh\n(on blue: forced)", size=8)
     figure.savefig(path, dpi=DPI, format="png")
 
 

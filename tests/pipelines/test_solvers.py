@@ -245,3 +245,42 @@ def test_a_later_first_row_is_found(name):
         ours = run(pipe, begin=4)[0]
         assert ak.summary(pipe, as_dict=True)["last"]["samplings"][0]["rows"] == len(theirs)
     assert_close(ours[-1][0], theirs[-1][0])
+
+
+def test_a_table_is_made_once_and_again_when_the_scheduler_is_another(monkeypatch):
+    made = []
+    own = ak.SolverTable.from_prepared
+
+    def counted(scheduler, **named):
+        made.append(scheduler)
+        return own(scheduler, **named)
+
+    monkeypatch.setattr(ak.SolverTable, "from_prepared", counted)
+    # Values of its own: other tests have left tables behind.
+    pipe = loop_pipeline(type(CASES[0].make())(beta_end=0.0123, clip_sample=False))
+    ak.enable_adaptive(pipe, NEVER)
+    for steps in (7, 7, 9, 7):
+        pipe(noise(), steps)
+    assert len(made) == 2
+    pipe.scheduler = type(pipe.scheduler)(beta_end=0.0124, clip_sample=False)
+    pipe(noise(), 7)
+    pipe(noise(), 7, eta=0.5)
+    assert len(made) == 4
+
+
+def test_sigmas_edited_after_set_timesteps_are_the_ones_that_are_stepped():
+    """As pipelines do that move a level; the table is read off the scheduler as it stands."""
+    case = next(c for c in CASES if c.id == "euler")
+
+    class Edited(type(case.make())):
+        def set_timesteps(self, num_inference_steps=None, device=None, **more):
+            super().set_timesteps(num_inference_steps, device=device, **more)
+            self.sigmas = self.sigmas.clone()
+            self.sigmas[-1] = 0.4 * self.sigmas[-2]
+
+    pipe = loop_pipeline(Edited.from_config(case.make().config))
+    theirs = run(pipe)[0]
+    with ak.adaptive(pipe, NEVER):
+        ours = run(pipe)[0]
+    for one, other in zip(ours, theirs, strict=True):
+        assert_close(one[0], other[0])

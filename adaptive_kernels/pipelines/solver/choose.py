@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...rules.config import AdaptiveConfig
 from ...rules.fills import FillTables, fill_tables, stochastic
 from ...sampling.state import MAX_HISTORY
@@ -43,7 +46,7 @@ class Choice:
             self.solver = Fused(self.table, self.config, tables, given["sample"], samples, returns)
             if not returns.scales:
                 self.scales = self.table.input_scale.tolist()
-            self._little_to_gain()
+            self._little_to_gain(given["model_output"])
             return
         begin, stages = self.begin or 0, int(getattr(scheduler, "order", 1))
         rows = max(1, len(scheduler.timesteps) - begin)
@@ -117,11 +120,16 @@ class Choice:
             known[self.config] = fill_tables(table, self.config)
         return known[self.config]
 
-    def _little_to_gain(self) -> None:
+    def _little_to_gain(self, model_output: Tensor) -> None:
         if self.config.criterion in ("never", "plan") or self.config.criterion[:5] == "every":
             return
         if stochastic(self.table):
             self.hints.append(f"{self.table.name} adds noise, which leaves little to skip")
+        if self.config.criterion == "defect" and model_output.dtype == torch.bfloat16:
+            self.hints.append(
+                "a bfloat16 network's rounding counts as error, and calls are spent on it; "
+                "float16 has none of this"
+            )
 
 
 def extra_of(given: Mapping[str, Any]) -> dict[str, Any]:
