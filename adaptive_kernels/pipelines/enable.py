@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..rules.config import AdaptiveConfig
-from .generation import Generation
-from .networks import check_pipeline, find
+from .generation import Generation, active
+from .networks import check_pipeline, find, names_of
 from .record import Record
 from .standin import StandIn, take
 
@@ -39,7 +39,7 @@ class Adaptive(StandIn):
         pipe = self.owner
         self.last = Record(type(pipe).__name__, self.config)
         networks = find(pipe, self.networks)
-        return Generation(pipe.scheduler, networks, self.config, self.last)
+        return Generation(pipe, networks, self.config, self.last)
 
     def ended(self, record: Record, whole: bool) -> None:
         """Counts a generation; one that ran to its end and skipped nothing is told, once a way."""
@@ -51,9 +51,15 @@ class Adaptive(StandIn):
             way = (record.config, *((s.scheduler, s.rows) for s in record.samplings))
             self._tell(way, f"{record.pipeline}: nothing was skipped: {reason}")
             return
-        for sampling in record.samplings:
-            for note in sampling.notes:
-                self._tell(note, f"{record.pipeline}: {note}")
+        notes = [note for sampling in record.samplings for note in sampling.notes]
+        for note in [*record.notes, *notes]:
+            self._tell(note, f"{record.pipeline}: {note}")
+
+    def tell_unopened(self) -> None:
+        """Says that the pipeline's loop is none that can be followed."""
+        name = type(self.owner).__name__
+        message = f"{name}: nothing was skipped: its progress bar is no context of its loop"
+        self._tell("unopened", message)
 
     def _tell(self, key: object, message: str) -> None:
         if key not in self.told:
@@ -77,29 +83,56 @@ def of(pipe: Any) -> Adaptive | None:
 
 
 class _Bar:
-    """A progress bar that opens a generation with its loop and closes it with it."""
+    """A progress bar that opens a generation with its loop and closes it with it.
+
+    A bar within a bar of the same pipeline belongs to the generation at hand.
+    """
 
     def __init__(self, bar: Any, adaptive: Adaptive, frame: int):
         self._bar, self._adaptive, self._frame = bar, adaptive, frame
         self._generation: Generation | None = None
+        self._outer: tuple[int, bool] | None = None  # the loop around this one
 
     def __enter__(self) -> Any:
-        self._generation = self._adaptive.generation()
-        self._generation.open()
+        return self._enter(looped=False)
+
+    def _enter(self, looped: bool) -> Any:
+        generation = active()
+        if generation is not None and generation.record is self._adaptive.last:
+            self._outer = generation.frame, generation.looped
+        else:
+            generation = self._adaptive.generation()
+            generation.open()
+        self._generation = generation
+        generation.frame, generation.looped = self._frame, looped
         return self._bar.__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         generation, self._generation = self._generation, None
-        if generation is not None:
+        if self._outer is not None:
+            generation.pause()
+            generation.frame, generation.looped = self._outer
+        else:
             generation.close()
+        handled = self._bar.__exit__(*error)
+        # Last: a warning may be an error.
+        if self._outer is None:
             self._adaptive.ended(generation.record, error[0] is None)
-        return self._bar.__exit__(*error)
+        return handled
 
     def __iter__(self) -> Iterator:
-        with self:
-            # A loop that an exception ends tells nobody while its frame lives.
-            self._generation.frame = self._frame
+        self._enter(looped=True)
+        try:
             yield from self._bar
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        self.__exit__(None, None, None)
+
+    def update(self, *args: Any) -> Any:
+        if self._generation is None:
+            self._adaptive.tell_unopened()
+        return self._bar.update(*args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)
@@ -133,9 +166,9 @@ def enable_adaptive(
     if config is not None and not isinstance(config, AdaptiveConfig):
         raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
     check_pipeline(pipe)
-    find(pipe, networks)
+    names = names_of(networks)
+    find(pipe, names)
     config = AdaptiveConfig.recommended() if config is None else config
-    names = None if networks is None else tuple(networks)
     standing = of(pipe)
     if standing is not None:
         standing.config, standing.networks = config, names

@@ -15,8 +15,15 @@ from . import outputs
 from .networks import method
 from .outputs import Kept
 from .record import Record, Sampling
-from .solver.choose import Choice, extra_of
+from .solver.choose import Choice, extra_of, same
 from .standin import StandIn, put, take
+
+# What stands between a pipeline's loop and its networks.
+_LIBRARIES = frozenset(
+    ("adaptive_kernels", "torch", "diffusers", "accelerate", "peft", "contextlib", "functools")
+)
+# What step() is given, in this order, wherever its parameters have no names of their own.
+_NAMES = ("model_output", "timestep", "sample")
 
 
 class _Local(threading.local):
@@ -39,14 +46,17 @@ class Generation:
     """From the opening of a pipeline's progress bar to its closing, whatever closes it.
 
     Only between the two does anything stand in for a method of its scheduler and its networks, and
-    only for calls of the same thread.
+    only for the loop's own calls: those of the same thread, from the pipeline's code.
     """
 
-    def __init__(self, scheduler: Any, networks: dict, config: AdaptiveConfig, record: Record):
-        self.scheduler, self.config, self.record = scheduler, config, record
+    def __init__(self, pipe: Any, networks: dict, config: AdaptiveConfig, record: Record):
+        self.scheduler, self.config, self.record = pipe.scheduler, config, record
         self.names = {id(module): name for name, module in networks.items()}
         self.networks = networks
-        self.frame: int | None = None  # id of the frame whose loop this is, where only that tells
+        self.frame = 0  # id of the frame that opened the bar
+        self.looped = False  # whether the bar is iterated over: nothing tells then of its end
+        modules = {base.__module__ for base in type(pipe).__mro__}
+        self._own = modules | {m.partition(".")[0] for m in modules} - {"__main__"}
         self._standins: list[StandIn] = []
         self._forget()
 
@@ -77,6 +87,8 @@ class Generation:
 
     def _forget(self) -> None:
         """Back to the state before a sampling's first step."""
+        for sampling in self.record.samplings[-1:]:
+            sampling.end()
         self.solver = None
         self.sampling: Sampling | None = None
         self._extra: dict = {}
@@ -86,25 +98,27 @@ class Generation:
         self._kept: dict[tuple[int, int], Kept] = {}
         self._counts: dict[int, int] = {}
         self._skip: bool | None = None
-        self._served = self._ran = 0
-        self._rows_of: tuple | None = None
+        self._served = self._ran = self._refreshes = 0
+        self._latents: tuple | None = None  # shape of what a network was called with
 
     # What the pipeline's calls come to.
 
     def call(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
         """A network's call: its last raw output at a skipped step, else the network itself."""
+        if not self._own_call():
+            return standin.original(*args, **kwargs)
         module = id(standin.owner)
         count = self._counts.get(module, 0)
         self._counts[module] = count + 1
         kept = self._kept.get((module, count))
         if self._skip is None:
             self._skip = self._may_skip()
-        if self._skip and kept is not None:
-            if kept.serves(args, kwargs):
+        if self._skip:
+            if kept is not None and kept.serves(args, kwargs, self._refreshes):
                 self._served += 1
                 self.record.skipped[self.names[module]] += 1
-                return kept.output
-            # What the network is asked has changed: this step is one of its calls.
+                return kept.output()
+            # What is asked has changed: where nothing was served yet, the step is a refresh.
             self._skip = self._served > 0
         began = time.perf_counter()
         output = standin.original(*args, **kwargs)
@@ -113,55 +127,73 @@ class Generation:
         self.record.made[self.names[module]] += 1
         if kept is None:
             kept = self._kept[module, count] = Kept()
-        kept.keep(output, args, kwargs)
-        if self._rows_of is None:
+        kept.keep(output, args, kwargs, self._refreshes + 1)
+        if self._latents is None:
             latents = outputs.sample(args, kwargs)
-            self._rows_of = None if latents is None else tuple(latents.shape)
+            self._latents = None if latents is None else tuple(latents.shape)
         return output
 
-    def _may_skip(self) -> bool:
-        solver = self.solver
-        if solver is None or solver.buffers.row >= solver.rows or not self._inside():
-            return False
-        return not solver.buffers.decision.fresh()
-
-    def _inside(self) -> bool:
-        """Whether the loop is still running, where nothing is told of its end."""
-        if self.frame is None:
-            return True
+    def _own_call(self) -> bool:
+        """Whether it is the loop that calls: not a callback, nor somebody after its end."""
         frame = sys._getframe(1)
+        while frame is not None:
+            if id(frame) == self.frame:
+                return True
+            name = frame.f_globals.get("__name__", "")
+            root = name.partition(".")[0]
+            if root not in _LIBRARIES and root not in self._own and name not in self._own:
+                # The bar was opened elsewhere, or this is a function of the user's.
+                return not self.looped and not self._above(frame)
+            frame = frame.f_back
+        return not self.looped
+
+    def _above(self, frame: Any) -> bool:
+        """Whether the bar was opened by a frame further up."""
         while frame is not None:
             if id(frame) == self.frame:
                 return True
             frame = frame.f_back
         return False
 
+    def _may_skip(self) -> bool:
+        solver = self.solver
+        if solver is None or solver.buffers.row >= solver.rows:
+            return False
+        return not solver.buffers.decision.fresh()
+
     def step(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
         """The scheduler's step()."""
-        given = dict(zip(_parameters(type(self.scheduler)), args, strict=False))
-        given.update(kwargs)
+        given = _given(type(self.scheduler), args, kwargs)
+        if given is None:
+            self._note("its step() is called in a way that nobody understands")
+            return standin.original(*args, **kwargs)
         served, ran = self._served, self._ran
         self._served = self._ran = 0
         self._counts.clear()
         self._skip = None
+        anew = self._anew(given)
+        if anew is not None:
+            self._begin(given, anew)
         solver = self.solver
-        if solver is None or solver.buffers.row >= solver.rows or not self._expected(given):
-            self._begin(given)
-            solver = self.solver
         # Fresh is what the networks have just made: all of it, or nobody was asked at all.
         fresh = not served
-        result = solver.step(standin.original, given, fresh)
+        self._refreshes += fresh
+        result = solver.step(
+            lambda: standin.original(*args, **kwargs), given, fresh or anew is not None
+        )
         if self._step_index is not None:
             self.scheduler._step_index = self._step_index + solver.buffers.row
         self.sampling.fresh.append(fresh)
-        if served and ran:
+        if served and (ran or anew is not None):
+            # Half of it was of another time: the next step makes up for it.
             self._skip = False
         return result
 
-    def _begin(self, given: dict[str, Any]) -> None:
-        choice = Choice(
-            self.scheduler, self.config, given, _samples(given["sample"], self._rows_of)
-        )
+    def _begin(self, given: dict[str, Any], why: str) -> None:
+        """A sampling's first step; why: there was another one that it does not go on with."""
+        before = self.sampling
+        samples = _samples(given["sample"], self._latents)
+        choice = Choice(self.scheduler, self.config, given, samples)
         self.solver, self._extra = choice.solver, choice.extra
         follows = choice.table is not None and hasattr(self.scheduler, "_step_index")
         self._step_index = choice.begin if follows else None
@@ -171,26 +203,52 @@ class Generation:
         self._timesteps = None
         if choice.table is not None and not follows:
             self._timesteps = choice.table.timesteps.tolist()
-        name = type(self.scheduler).__name__
-        self.sampling = Sampling(name, choice.config, choice.notes, choice.hints, choice.solver)
+        buffers = choice.solver.buffers
+        self.sampling = Sampling(
+            type(self.scheduler).__name__,
+            *(choice.config, choice.notes, choice.hints, choice.solver.rows),
+            samples=buffers.state.index.shape[0],
+            stages=buffers.decision.stages,
+            device=buffers.state.latents.device.type,
+            buffers=buffers,
+        )
+        if why:
+            self._note(f"a sampling began anew at its step {len(before.fresh)}, as {why}")
+        if before is not None:
+            before.end()
         self.record.samplings.append(self.sampling)
 
-    def _expected(self, given: dict[str, Any]) -> bool:
-        """Whether the step goes on with the sampling at hand; else it begins another one."""
-        if given["sample"].shape != self.solver.buffers.shape or extra_of(given) != self._extra:
-            return False
+    def _note(self, text: str) -> None:
+        notes = self.record.notes if self.sampling is None else self.sampling.notes
+        if text not in notes:
+            notes.append(text)
+
+    def _anew(self, given: dict[str, Any]) -> str | None:
+        """None where the step goes on with the sampling at hand; else what is not as in it."""
+        solver = self.solver
+        if solver is None or solver.buffers.row >= solver.rows:
+            return ""
+        if given["sample"].shape != solver.buffers.shape:
+            return "the latents have another shape"
+        if self._step_index is None and self._timesteps is None:
+            # A scheduler that steps itself goes on whatever it is given.
+            return None
+        if not same(extra_of(given), self._extra):
+            return "step() is given other arguments"
         if self._timesteps is None:
             # A scheduler that counts its steps does not look at the timestep.
-            return True
-        row, timestep = self.solver.buffers.row, given["timestep"]
+            return None
+        row, timestep = solver.buffers.row, given["timestep"]
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             # No read of the device: pipelines hand on the schedule's own elements.
             live = self.scheduler.timesteps
             offset = timestep.data_ptr() - live.data_ptr()
             at = len(live) - len(self._timesteps) + row
             if offset == at * live.element_size():
-                return True
-        return float(timestep) == self._timesteps[row]
+                return None
+        if float(timestep) == self._timesteps[row]:
+            return None
+        return "step() is given another timestep than comes next"
 
     def scale_model_input(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
         if self._scales is None or self.solver.buffers.row >= self.solver.rows:
@@ -201,6 +259,10 @@ class Generation:
     def set_timesteps(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
         self._forget()
         return standin.original(*args, **kwargs)
+
+    def pause(self) -> None:
+        """The end of a loop within the loop."""
+        self._forget()
 
 
 def _of_scheduler(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,7 +292,20 @@ def _call(standin: StandIn, args: tuple, kwargs: dict) -> Any:
 
 @functools.cache
 def _parameters(scheduler: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(scheduler.step).parameters)[1:]
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return _NAMES
+    return tuple(p.name for p in parameters)[1:]
+
+
+def _given(scheduler: type, args: tuple, kwargs: dict) -> dict[str, Any] | None:
+    """The arguments of a call of step() by name; None where what it must have is not among them."""
+    given = dict(zip(_parameters(scheduler), args, strict=False))
+    given.update(kwargs)
+    for name in _NAMES:
+        if name not in given:
+            return None
+    return given
 
 
 def _samples(sample: Any, network: tuple | None) -> int:

@@ -1,8 +1,8 @@
 """Which modules of a pipeline are its networks, and whether it is a pipeline that can be served."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,12 @@ NAMES = (
     *("unet", "unet_2", "transformer", "transformer_2", "transformer_3"),
     *("prior", "decoder", "controlnet", "controlnet_2"),
 )
+# What the sources of pipelines that cannot be served have, and why they cannot.
+_REFUSED = {
+    "scheduler.__dict__": "steps several views with one scheduler by turns",
+    "store_processor": "reads its network's attention at every step",
+    "attention_store": "reads its network's attention at every step",
+}
 # Networks that feed another one and predict nothing themselves.
 _FEEDING = ("controlnet", "controlnet_2")
 
@@ -33,6 +39,9 @@ def check_pipeline(pipe: Any) -> None:
         )
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         raise ValueError(f"pipe must have a scheduler, got {names[0]} with {_listed(pipe)}")
+    for word, why in _REFUSED.items():
+        if _mentions(type(pipe), word, False):
+            raise ValueError(f"pipe must not be a {names[0]}, which {why}")
     for word in ("scheduler.step(", "progress_bar("):
         if not _mentions(type(pipe), word):
             inner = [name for name in vars(pipe) if name.endswith("_pipe")]
@@ -43,8 +52,8 @@ def check_pipeline(pipe: Any) -> None:
 
 
 @functools.cache
-def _mentions(kind: type, word: str) -> bool:
-    """Whether the source of a pipeline's class has the word; yes where nobody can tell."""
+def _mentions(kind: type, word: str, unknown: bool = True) -> bool:
+    """Whether the source of a pipeline's class has the word; unknown: where nobody can tell."""
     for base in kind.__mro__[:-1]:
         if base.__name__ == "DiffusionPipeline":
             break
@@ -52,16 +61,16 @@ def _mentions(kind: type, word: str) -> bool:
             if word in inspect.getsource(base):
                 return True
         except (OSError, TypeError):
-            return True
+            return unknown
     return False
 
 
-def find(pipe: Any, names: Sequence[str] | None) -> dict[str, torch.nn.Module]:
+def find(pipe: Any, names: tuple[str, ...] | None) -> dict[str, torch.nn.Module]:
     """{name: module} of a pipeline's networks, called once or more in every step.
 
     names: the components that are, or None for those that diffusers calls so.
 
-    Raises: ValueError where there is none, TypeError where a name is of no module.
+    Raises: ValueError where there is none, or a name is of no module.
     """
     if names is None:
         found = {name: getattr(pipe, name) for name in NAMES if _has(pipe, name)}
@@ -71,8 +80,6 @@ def find(pipe: Any, names: Sequence[str] | None) -> dict[str, torch.nn.Module]:
                 f"called {', '.join(n for n in NAMES if n not in _FEEDING)}; it has {_listed(pipe)}"
             )
         return found
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or not names:
-        raise TypeError(f"networks must be a sequence of component names, got {names!r}")
     for name in names:
         if not _has(pipe, name):
             raise ValueError(
@@ -80,6 +87,19 @@ def find(pipe: Any, names: Sequence[str] | None) -> dict[str, torch.nn.Module]:
                 f"got {name!r}"
             )
     return {name: getattr(pipe, name) for name in names}
+
+
+def names_of(networks: Any) -> tuple[str, ...] | None:
+    """The names that a user gave. Raises: TypeError where they are none."""
+    if networks is None:
+        return None
+    given = networks
+    if not isinstance(networks, str):
+        with contextlib.suppress(TypeError):
+            given = tuple(networks)
+    if not (isinstance(given, tuple) and given and all(isinstance(n, str) for n in given)):
+        raise TypeError(f"networks must be a sequence of component names, got {given!r}")
+    return given
 
 
 def _has(pipe: Any, name: str) -> bool:

@@ -1,6 +1,7 @@
 """The networks' raw outputs of the last refresh, by module and number of the call within a step."""
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -11,16 +12,19 @@ class Kept:
 
     Arguments that stayed the same object from one call to the next (embeddings) are expected to
     stay; another one in their place asks for a refresh. Those that a pipeline makes anew at every
-    step say nothing.
+    step say nothing. A pipeline that writes into an output gets copies from then on.
     """
 
     def __init__(self) -> None:
-        self.output: Any = None
-        self.shape: tuple | None = None
+        self.refresh = -1  # number of the refresh it belongs to
+        self._output: Any = None
+        self._versions: list[int] = []
+        self._written = False
+        self._form: tuple | None = None
         self._seen: dict[tuple, weakref.ref] | None = None
         self._same: dict[tuple, weakref.ref] | None = None
 
-    def keep(self, output: Any, args: tuple, kwargs: dict) -> None:
+    def keep(self, output: Any, args: tuple, kwargs: dict, refresh: int) -> None:
         """Takes note of a call that the network answered."""
         now = {key: weakref.ref(value) for key, value in _tensors(args, kwargs)}
         before, watched = self._seen, self._same
@@ -28,14 +32,16 @@ class Kept:
             if watched is None:
                 watched = [key for key in now if key in before and before[key]() is now[key]()]
             self._same = {key: now[key] for key in watched if key in now}
-        latents = sample(args, kwargs)
-        self.shape = None if latents is None else latents.shape
-        self._seen, self.output = now, output
+        self._seen, self.refresh, self._form = now, refresh, _form(args, kwargs)
+        self._output = _copy(output) if self._written else output
+        self._versions = [_version(tensor) for tensor in _leaves(self._output)]
 
-    def serves(self, args: tuple, kwargs: dict) -> bool:
-        """Whether the call is one like the last."""
-        latents = sample(args, kwargs)
-        if (None if latents is None else latents.shape) != self.shape:
+    def serves(self, args: tuple, kwargs: dict, refresh: int) -> bool:
+        """Whether the call is one like that of the last refresh, and the output as it was."""
+        if self.refresh != refresh or _form(args, kwargs) != self._form:
+            return False
+        if self._versions != [_version(tensor) for tensor in _leaves(self._output)]:
+            self._written = True
             return False
         for (where, inner), ref in (self._same or {}).items():
             if isinstance(where, int):
@@ -48,6 +54,10 @@ class Kept:
                 return False
         return True
 
+    def output(self) -> Any:
+        """What the network gave."""
+        return _copy(self._output) if self._written else self._output
+
 
 def sample(args: tuple, kwargs: dict) -> Tensor | None:
     """The latents a network is called with."""
@@ -55,7 +65,13 @@ def sample(args: tuple, kwargs: dict) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _tensors(args: tuple, kwargs: dict):
+def _form(args: tuple, kwargs: dict) -> tuple:
+    """What kind of call it is: the latents' shape, and whether it wants a tuple."""
+    latents = sample(args, kwargs)
+    return None if latents is None else latents.shape, kwargs.get("return_dict")
+
+
+def _tensors(args: tuple, kwargs: dict) -> Iterator[tuple[tuple, Tensor]]:
     """((where, inner key), tensor) of a call's arguments, and of those in dictionaries among them.
 
     Latents and timestep are others at every step, and never looked at again.
@@ -70,3 +86,28 @@ def _tensors(args: tuple, kwargs: dict):
             for key, inner in value.items():
                 if isinstance(inner, Tensor):
                     yield (name, key), inner
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    """The tensors of an output: one, a tuple or list of them, or an output class."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        return [leaf for part in output for leaf in _leaves(part)]
+    return []
+
+
+def _copy(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.clone()
+    if isinstance(output, dict):
+        return type(output)(**{name: _copy(part) for name, part in output.items()})
+    if isinstance(output, (tuple, list)):
+        return type(output)(_copy(part) for part in output)
+    return output
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

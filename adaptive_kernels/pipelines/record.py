@@ -18,25 +18,30 @@ class Sampling:
     config: AdaptiveConfig  # the rule that was followed
     notes: list[str]  # what was not done as asked, and why
     hints: list[str]  # why little can be gained
-    solver: Any  # whose buffers hold the scores
+    rows: int  # T, of the schedule
+    samples: int  # B
+    stages: int
+    device: str  # of the latents
+    buffers: Any  # solver.fused.Buffers, None once the sampling has ended
     fresh: list[bool] = field(default_factory=list)  # per row done: whether the networks ran
+    reads: int = 0  # of the device, for decisions
+    _score: Tensor | None = None
 
-    @property
-    def rows(self) -> int:
-        """T, the rows of the schedule."""
-        return self.solver.rows
-
-    @property
-    def samples(self) -> int:
-        """B."""
-        return self.solver.buffers.state.index.shape[0]
+    def end(self) -> None:
+        """Keeps the scores and lets the latents go."""
+        if self.buffers is not None:
+            self.reads = self.buffers.decision.reader.reads
+            self._score = self.buffers.state.score[: len(self.fresh)].cpu()
+            self.buffers = None
 
     def score(self) -> Tensor:
         """[rows done, B] float32 on the CPU: what decided each row; NaN where nothing was asked."""
-        return self.solver.buffers.state.score[: len(self.fresh)].cpu()
+        return self.buffers.state.score[: len(self.fresh)].cpu() if self.buffers else self._score
 
-    def asked(self) -> list[list[int]]:
-        """By sample, the rows at which it was the one to ask for the networks."""
+    def asked(self) -> list[list[int]] | None:
+        """By sample, the rows at which it asked for the networks; None: the rule asks nobody."""
+        if self.config.criterion not in ("third_order", "released", "defect"):
+            return None
         score = self.score()
         # Equality refreshes under third_order alone.
         over = score >= 1 if self.config.criterion == "third_order" else score > 1
@@ -46,7 +51,7 @@ class Sampling:
 
 @dataclass(eq=False)
 class Record:
-    """One generation: one sampling, or several (FreeInit)."""
+    """One generation: the opening of a progress bar to its closing, mostly one sampling."""
 
     pipeline: str
     config: AdaptiveConfig
@@ -56,21 +61,21 @@ class Record:
     network_seconds: float = 0.0  # host time in the networks' calls
     began: float = 0.0
     seconds: float | None = None  # of the loop; None: it has not ended
+    notes: list[str] = field(default_factory=list)  # what belongs to no sampling
 
     def nothing_skipped(self) -> str | None:
         """Why no network call was skipped; None where some were, or none was to be."""
         if self.skipped or self.config.criterion == "never" or self.seconds is None:
             return None
         if not self.samplings:
-            return "the loop never called scheduler.step"
+            return "; ".join(self.notes) or "the loop never called scheduler.step"
         if not self.made:
             return "none of the networks was called in the loop; name them by networks="
         sampling = self.samplings[-1]
         notes = [*sampling.notes, *sampling.hints]
         notes = f" ({'; '.join(notes)})" if notes else ""
         full = sampling.config.resolved()
-        stages = sampling.solver.buffers.state.rule[3]
-        least = full.warmup * stages
+        least = full.warmup * sampling.stages
         if len(sampling.fresh) <= least:
             return (
                 f"{len(sampling.fresh)} steps were done, and the first {least} always call the "

@@ -33,12 +33,22 @@ class StandIn:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.handler(self, args, kwargs)
 
+    @property
+    def covers(self) -> bool:
+        """Whether what it stands in for is another thing than its owner's class has."""
+        plain = getattr(type(self.owner), self.name, None)
+        own = getattr(self.before, "__self__", None) is self.owner
+        same = own and getattr(self.before, "__func__", None) is plain
+        return self.before is not _NOTHING and not same
+
     def __deepcopy__(self, memo: dict) -> Any:
+        twin = memo.get(id(self.owner))
+        if twin is None:
+            # The owner's dictionary alone: who copies that means to put it back.
+            return self
         if self.before is not _NOTHING:
             return copy.deepcopy(self.before, memo)
-        return types.MethodType(
-            getattr(type(self.owner), self.name), copy.deepcopy(self.owner, memo)
-        )
+        return types.MethodType(getattr(type(self.owner), self.name), twin)
 
     def __reduce__(self) -> tuple:
         return getattr, (self.owner, self.name)

@@ -85,7 +85,7 @@ def _last(record: Record) -> dict[str, Any]:
 
 def _on_host(record: Record) -> bool:
     """Whether the time of a network's call is the host's to measure."""
-    devices = {s.solver.buffers.state.latents.device.type for s in record.samplings}
+    devices = {sampling.device for sampling in record.samplings}
     return devices == {"cpu"}
 
 
@@ -104,7 +104,7 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         "fresh": list(sampling.fresh),
         "asked": sampling.asked(),
         "score": score,
-        "reads": sampling.solver.buffers.decision.reader.reads,
+        "reads": sampling.reads,
     }
 
 
@@ -125,7 +125,7 @@ def _text(report: dict[str, Any]) -> str:
             "   (# called, . skipped)",
         ]
         # Who asked matters where there is more than one.
-        if sampling["samples"] > 1:
+        if sampling["samples"] > 1 and sampling["asked"] is not None:
             lines += [
                 f"  sample {b:<3} asked at {', '.join(map(str, asked)) or 'no step'}"
                 for b, asked in enumerate(sampling["asked"])

@@ -109,6 +109,9 @@ def test_what_is_no_pipeline_is_refused_by_name():
         ak.enable_adaptive(pipe, networks=["nework"])
     with pytest.raises(TypeError, match="networks must be a sequence of component names, got 'u"):
         ak.enable_adaptive(pipe, networks="unet")
+    for wrong in (3, (), iter(())):
+        with pytest.raises(TypeError, match="networks must be a sequence of component names, got"):
+            ak.enable_adaptive(pipe, networks=wrong)
     with pytest.raises(ValueError, match=r"pipe must be enabled"):
         ak.summary(pipe)
     with pytest.raises(ValueError, match=r"pipe must be enabled"):
@@ -128,6 +131,40 @@ def test_modular_pipelines_and_pipelines_of_pipelines_are_refused_by_name():
     vars(combined)["components"] = {}
     with pytest.raises(ValueError, match="enable its prior_pipe and decoder_pipe"):
         ak.enable_adaptive(combined)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("StableDiffusionPanoramaPipeline", "steps several views with one scheduler"),
+        ("StableDiffusionSAGPipeline", "reads its network's attention"),
+        ("StableDiffusionAttendAndExcitePipeline", "reads its network's attention"),
+    ],
+)
+def test_pipelines_that_cannot_skip_are_refused_by_name(kind, why):
+    import diffusers
+
+    pipe = object.__new__(getattr(diffusers, kind))
+    vars(pipe).update(scheduler=scheduler(), _internal_dict={})
+    with pytest.raises(ValueError, match=f"pipe must not be a {kind}, which {why}"):
+        ak.enable_adaptive(pipe)
+
+
+def test_a_schedulers_dictionary_copied_and_put_back_stays_its_own():
+    """In the middle of a call, as pipelines of several views do it."""
+    pipe = loop_pipeline(CASE["euler"].make())
+
+    def edit(pipe, row, latents):
+        kept = copy.deepcopy(vars(pipe.scheduler))
+        vars(pipe.scheduler).update(kept)
+        return latents
+
+    x = torch.randn(1, 2, 8, 8)
+    plain = pipe(x)[-1][0]
+    with ak.adaptive(pipe, NEVER):
+        ours = pipe(x, edit=edit)[-1][0]
+    assert (ours - plain).abs().amax() <= 1e-5 * plain.abs().amax()
+    assert not {"step", "set_timesteps"} & vars(pipe.scheduler).keys()
 
 
 def test_an_unknown_network_is_named_by_the_user():

@@ -28,8 +28,11 @@ def test_summary_tells_what_was_done():
     assert "  unet       3 calls made, 4 skipped" in rest
     assert any(line.startswith("  time") and "with every call" in line for line in rest)
     SDXL.generate(pipe, steps=7, prompt=["a", "b"])
-    assert "2 samples" in ak.summary(pipe) and "sample 1   asked at" in ak.summary(pipe)
+    assert "2 samples" in ak.summary(pipe) and "asked" not in ak.summary(pipe)
     assert "since enabled: 2 generations, 6 calls made, 8 skipped" in ak.summary(pipe)
+    ak.enable_adaptive(pipe, ak.AdaptiveConfig(criterion="third_order", threshold=0.01))
+    SDXL.generate(pipe, steps=7, prompt=["a", "b"])
+    assert "sample 1   asked at 3, 4" in ak.summary(pipe)
 
 
 def test_as_dict_is_what_json_takes():

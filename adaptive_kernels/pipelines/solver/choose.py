@@ -1,5 +1,6 @@
 """Which solver steps a sampling, and by which rule: what was asked for, or what works and why."""
 
+import inspect
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,10 +17,14 @@ from ...solvers.table import SolverTable
 from .fused import Fused
 from .own import Own
 from .returns import Disagreement, Returns, check, own_scales, own_step
-from .table import first_row, table_of
+from .table import first_rows, table_of
 
 # What step() is given anew at every step.
 _GIVEN = frozenset(("model_output", "timestep", "sample", "generator", "return_dict"))
+# The solver's own numbers, which stay what they are from step to step.
+_CONSTANT = frozenset(("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise"))
+# What a scheduler without a memory is handed back by its pipeline.
+_BACK = frozenset(("old_pred_original_sample", "timestep_back"))
 # By table: what was found out once, per dtypes and per config.
 _RETURNS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _FILLS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -35,12 +40,20 @@ class Choice:
         self.table: SolverTable | None = None
         self.scales: list[float] | None = None  # c_i, where scale_model_input() needs them
         self.extra = extra_of(given)
-        self.begin = first_row(scheduler, given["timestep"])
+        rows = first_rows(scheduler, given["timestep"])
+        self.begin = rows[0] if rows else None
         returns = None
         try:
+            self._check_step(given, len(rows))
             self.table, returns = self._table(given)
         except (UnsupportedSchedulerError, Disagreement) as error:
             self._no_table(str(error))
+        if torch.is_grad_enabled() and (
+            given["sample"].requires_grad or given["model_output"].requires_grad
+        ):
+            # Through a skipped call there is no way back.
+            self.table, self.config = None, AdaptiveConfig(criterion="never")
+            self.notes.append("gradients are asked for: every step calls the network")
         if self.table is not None:
             tables = self._fills(self.table)
             self.solver = Fused(self.table, self.config, tables, given["sample"], samples, returns)
@@ -54,17 +67,33 @@ class Choice:
             stages = 1
         self.solver = Own(rows, stages, self.config, given["sample"], samples)
 
+    def _check_step(self, given: dict[str, Any], rows: int) -> None:
+        """Raise for calls of step() that no table stands for.
+
+        rows: how many rows of the schedule the first step may be.
+        """
+        name, step = type(self.scheduler).__name__, type(self.scheduler).step
+        if getattr(self.scheduler.step, "covers", False):
+            raise UnsupportedSchedulerError(f"{name}: its step() is another one than its class's")
+        parameters = inspect.signature(step).parameters.values()
+        needed = [p.name for p in parameters if p.default is p.empty and p.name in _BACK]
+        for key in [*needed, *(key for key in self.extra if key not in _CONSTANT)]:
+            raise UnsupportedSchedulerError(
+                f"{name}: its step() is given {key}, which a table cannot take"
+            )
+        if rows != 1:
+            where = "twice in" if rows else "not in"
+            raise UnsupportedSchedulerError(
+                f"{name}: the timestep that the pipeline begins with stands {where} its schedule"
+            )
+        if given["model_output"].shape != given["sample"].shape:
+            raise UnsupportedSchedulerError(
+                f"{name}: its step() is given an output of shape "
+                f"{tuple(given['model_output'].shape)} for latents {tuple(given['sample'].shape)}"
+            )
+
     def _table(self, given: dict[str, Any]) -> tuple[SolverTable, Returns]:
         name = type(self.scheduler).__name__
-        for key, value in self.extra.items():
-            if not isinstance(value, (bool, int, float, str)):
-                raise UnsupportedSchedulerError(
-                    f"{name}: its step() is given {key}, which a table cannot take"
-                )
-        if self.begin is None:
-            raise UnsupportedSchedulerError(
-                f"{name}: the pipeline steps at a timestep that is not in its schedule"
-            )
         table = table_of(self.scheduler, self.begin, self.extra)
         if table.history > MAX_HISTORY:
             raise UnsupportedSchedulerError(
@@ -74,11 +103,6 @@ class Choice:
         known = _RETURNS.setdefault(table, {})
         key = (model_output.dtype, sample.dtype)
         if key not in known:
-            if model_output.shape != sample.shape:
-                raise Disagreement(
-                    f"{name}: its step() is given an output of shape {tuple(model_output.shape)} "
-                    f"for latents {tuple(sample.shape)}"
-                )
             returns, own = own_step(
                 self.scheduler, model_output, given["timestep"], sample, self.extra
             )
@@ -130,6 +154,14 @@ class Choice:
                 "a bfloat16 network's rounding counts as error, and calls are spent on it; "
                 "float16 has none of this"
             )
+
+
+def same(extra: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are the same numbers by name; tensors are never."""
+    return extra.keys() == other.keys() and all(
+        isinstance(value, (bool, int, float, str)) and value == other[name]
+        for name, value in extra.items()
+    )
 
 
 def extra_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Buffers:
         samples: int,
         noise: bool = False,
     ):
-        flat = sample.reshape(samples, -1)
+        flat = sample.detach().reshape(samples, -1)
         steps = (table.num_steps, *flat.shape)
         self.state = State.begin(
             *(table, flat, config),
@@ -112,7 +112,7 @@ class Fused:
         if returns.estimate_dtype is not None and table.estimate is not None:
             self._estimate = table.estimate.tolist()
 
-    def step(self, original: Any, given: dict[str, Any], fresh: bool) -> Any:
+    def step(self, call: Any, given: dict[str, Any], fresh: bool) -> Any:
         """What the scheduler's step() would return of the arguments in `given`."""
         buffers, returns, sample = self.buffers, self.returns, given["sample"]
         model_output, row = given["model_output"], buffers.row

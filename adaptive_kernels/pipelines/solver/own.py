@@ -37,10 +37,11 @@ class Own:
         self.rows = rows
         self.buffers = Buffers(table, config, fill_tables(table, config), sample, samples)
 
-    def step(self, original: Any, given: dict[str, Any], fresh: bool) -> Any:
-        result = original(**given)
+    def step(self, call: Any, given: dict[str, Any], fresh: bool) -> Any:
+        """What step() returns; call: () -> the scheduler's own, with the pipeline's arguments."""
+        result = call()
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
-        self.buffers.merge(given["sample"], torch.float32)
-        self.buffers.advance(latents.float(), fresh, keep=False)
+        self.buffers.merge(given["sample"].detach(), torch.float32)
+        self.buffers.advance(latents.detach().float(), fresh, keep=False)
         self.buffers.given(latents)
         return result

@@ -49,9 +49,13 @@ def fingerprint(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> t
 
 def _frozen(value: Any) -> Any:
     """A hashable copy of a value; what is not data is itself."""
+    if isinstance(value, Tensor) and value.dim() > 2:
+        # Latents that a run has left: set_timesteps() makes nothing of them.
+        return None
     if isinstance(value, Tensor):
         # One read of the device, where a scheduler's timesteps live, per generation.
-        return str(value.dtype), tuple(value.shape), value.detach().cpu().numpy().tobytes()
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return str(value.dtype), tuple(value.shape), data.numpy().tobytes()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, Mapping):
@@ -68,19 +72,19 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def first_row(scheduler: Any, timestep: Any) -> int | None:
-    """The row of the schedule that a first step at this timestep stands for; None: none is."""
+def first_rows(scheduler: Any, timestep: Any) -> list[int]:
+    """The rows of the schedule that a first step at this timestep may stand for.
+
+    One where the scheduler knows; several where a timestep comes twice and it does not (PNDM).
+    """
     for name in ("_step_index", "_begin_index"):
         index = getattr(scheduler, name, None)
         if index is not None:
-            return int(index)
+            return [int(index)]
     timesteps = torch.as_tensor(scheduler.timesteps).double().cpu()
     at = torch.as_tensor(timestep).double().cpu()
     if at.numel() != 1:
-        return None
+        return []
     rows = (timesteps == at.reshape(())).nonzero()[:, 0].tolist()
-    if not rows:
-        return None
-    # The scheduler's own choice where a timestep comes twice.
     own = getattr(scheduler, "index_for_timestep", None)
-    return int(own(timestep)) if own is not None and len(rows) > 1 else rows[0]
+    return [int(own(timestep))] if own is not None and len(rows) > 1 else rows

@@ -51,7 +51,8 @@ def loop_pipeline(solver: Any, network: Any = None, name: str = "unet") -> Any:
             if begin and hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(begin)
             latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
-            if generated and "generator" in inspect.signature(self.scheduler.step).parameters:
+            parameters = inspect.signature(self.scheduler.step).parameters
+            if generated and "generator" in parameters:
                 extra["generator"] = generator
             results = []
             with self.progress_bar(total=steps) as bar:
@@ -60,9 +61,14 @@ def loop_pipeline(solver: Any, network: Any = None, name: str = "unet") -> Any:
                     if hasattr(self.scheduler, "scale_model_input"):
                         model_input = self.scheduler.scale_model_input(latents, t)
                     output = getattr(self, name)(model_input, t)[0]
-                    result = self.scheduler.step(
-                        output, t, latents, **extra, return_dict=return_dict
-                    )
+                    more = {k: v(i) if callable(v) else v for k, v in extra.items()}
+                    more["return_dict"] = return_dict
+                    if "old_pred_original_sample" in parameters:
+                        old = results[-1][1] if results else None
+                        back = self.scheduler.timesteps[begin + i - 1] if i else None
+                        result = self.scheduler.step(output, old, t, back, latents, **more)
+                    else:
+                        result = self.scheduler.step(output, t, latents, **more)
                     latents = result[0]
                     results.append(result)
                     if edit is not None:

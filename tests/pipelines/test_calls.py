@@ -1,0 +1,228 @@
+"""Whose call of a network it is, and what it gets: the loop alone is served at a skipped step."""
+
+import warnings
+
+import pytest
+import torch
+
+import adaptive_kernels as ak
+from adaptive_kernels.pipelines.generation import active
+from tests.support.pipelines.cases import CASES
+from tests.support.pipelines.loop import Sway, loop_pipeline, quiet
+from tests.support.schedulers import CASE
+
+EVERY = ak.AdaptiveConfig(criterion="every(3)")
+NEVER = ak.AdaptiveConfig(criterion="never")
+NOISE = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def sampling(pipe):
+    return ak.summary(pipe, as_dict=True)["last"]["samplings"][-1]
+
+
+def test_a_callback_that_calls_the_network_gets_its_answer():
+    """At steps before a skip too; and the loop goes on as if it had not."""
+    case = CASES["sd15"]
+    pipe = ak.enable_adaptive(case.make(), EVERY)
+    expected, asked = case.generate(pipe), []
+
+    def callback(pipe, i, t, kwargs):
+        given = torch.full((2, 4, 16, 16), float(i)), 7, torch.ones(2, 4, 32)
+        asked.append((pipe.unet(*given).sample, type(pipe.unet).forward(pipe.unet, *given).sample))
+        return kwargs
+
+    assert torch.equal(case.generate(pipe, callback_on_step_end=callback), expected)
+    assert all(torch.equal(*pair) for pair in asked) and len(asked) == 15
+    assert ak.summary(pipe, as_dict=True)["last"]["networks"]["unet"] == {"made": 5, "skipped": 10}
+
+
+def test_a_callback_may_run_another_pipeline_of_the_same_network():
+    """Plain, for a preview; and enabled, with decisions of its own."""
+    from diffusers import StableDiffusionPipeline
+
+    case = CASES["sd15"]
+    pipe = case.make()
+    own = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    preview = quiet(
+        StableDiffusionPipeline(
+            **{**pipe.components, "scheduler": own}, requires_safety_checker=False
+        )
+    )
+    alone = case.generate(preview, steps=4)
+    ak.enable_adaptive(pipe, EVERY)
+    expected, seen = case.generate(pipe), []
+
+    def callback(pipe, i, t, kwargs):
+        if i in (3, 4, 5):
+            seen.append(case.generate(preview, steps=4))
+        return kwargs
+
+    assert torch.equal(case.generate(pipe, callback_on_step_end=callback), expected)
+    assert all(torch.equal(image, alone) for image in seen) and len(seen) == 3
+    ak.enable_adaptive(preview, EVERY)
+    seen.clear()
+    assert torch.equal(case.generate(pipe, callback_on_step_end=callback), expected)
+    assert len(seen) == 3 and not sampling(preview)["fresh"][1]
+
+
+def test_a_pipeline_that_writes_into_an_output_gets_one_that_is_whole():
+    """It costs the first skip: nobody could have known."""
+
+    class Doubling(Sway):
+        pass
+
+    pipe = loop_pipeline(CASE["ddim"].make(), Doubling())
+
+    def run(in_place):
+        def edit(pipe, row, latents):
+            return latents
+
+        own = pipe.scheduler.step
+
+        def step(output, *args, **kwargs):
+            # The pipeline's own arithmetic, which it may do in place.
+            return own(output.mul_(1.5) if in_place else output * 1.5, *args, **kwargs)
+
+        pipe.scheduler.step = step
+        try:
+            return pipe(NOISE, edit=edit)[-1][0]
+        finally:
+            del pipe.scheduler.step
+
+    plain = run(False)
+    assert torch.equal(run(True), plain)
+    with ak.adaptive(pipe, ak.AdaptiveConfig(criterion="every(4)")), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        careful, fresh = run(False), sampling(pipe)["fresh"]
+        assert fresh == [i % 4 == 0 for i in range(14)]
+        in_place, fresh = run(True), sampling(pipe)["fresh"]
+    assert fresh[:2] == [True, True] and not fresh[2] and sum(fresh) < 6
+    assert (in_place - careful).abs().max() < 0.2 * careful.abs().max()
+
+
+def interval_pipeline(guided):
+    """A pipeline that calls its network twice at the guided steps, and once at the others."""
+    from diffusers import DiffusionPipeline
+
+    class IntervalPipeline(DiffusionPipeline):
+        def __init__(self, unet, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, scheduler=scheduler)
+            self.asked = []
+
+        @torch.no_grad()
+        def __call__(self, x):
+            self.asked.clear()
+            self.scheduler.set_timesteps(12)
+            with self.progress_bar(total=12):
+                for i, t in enumerate(self.scheduler.timesteps):
+                    output = self.unet(x, t)[0]
+                    if i in guided:
+                        other = self.unet(-x, t)[0]
+                        self.asked.append((i, other))
+                        output = output + 0.5 * (output - other)
+                    x = self.scheduler.step(output, t, x, return_dict=False)[0]
+            return x
+
+    return quiet(IntervalPipeline(Sway(), CASE["ddim"].make()))
+
+
+def test_an_output_of_an_earlier_refresh_is_not_served():
+    """Guidance that stops and starts again: the second call is made, the next step refreshes."""
+    pipe = interval_pipeline({0, 1, 7, 8, 9})
+    plain = pipe(NOISE)
+    with ak.adaptive(pipe, NEVER):
+        assert (pipe(NOISE) - plain).abs().max() < 1e-5 * plain.abs().max()
+    with ak.adaptive(pipe, EVERY):
+        pipe(NOISE)
+        fresh = sampling(pipe)["fresh"]
+    # Refreshes at 0, 3, 6; at 7 the second call has nothing of that refresh.
+    assert fresh[:9] == [True, False, False, True, False, False, True, False, True]
+    outputs = dict(pipe.asked)
+    assert torch.equal(outputs[1], outputs[0]) and not torch.equal(outputs[7], outputs[1])
+
+
+def test_bars_within_a_bar_are_one_generation():
+    """As Marigold's, one bar over the images of a call and one over the steps of each."""
+    from diffusers import DiffusionPipeline
+
+    class Nested(DiffusionPipeline):
+        def __init__(self, unet, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, scheduler=scheduler)
+
+        @torch.no_grad()
+        def __call__(self, images):
+            results = []
+            for x in self.progress_bar(images):
+                self.scheduler.set_timesteps(9)
+                for t in self.progress_bar(self.scheduler.timesteps):
+                    x = self.scheduler.step(self.unet(x, t)[0], t, x).prev_sample
+                results.append(x)
+                # After a loop's end the network is everybody's.
+                assert torch.equal(self.unet(x, 5)[0], Sway.forward(self.unet, x, 5)[0])
+            return results
+
+    pipe = quiet(Nested(Sway(), CASE["ddim"].make()))
+    ak.enable_adaptive(pipe, EVERY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        results = pipe([NOISE, NOISE, NOISE])
+    assert torch.equal(results[0], results[2])
+    report = ak.summary(pipe, as_dict=True)
+    assert report["generations"] == 1 and len(report["last"]["samplings"]) == 3
+    assert report["calls"] == {"made": 9 + 3, "skipped": 18}
+    assert active() is None
+
+
+def test_free_init_samples_anew_each_time():
+    case = CASES["animatediff"]
+    pipe = case.make()
+    pipe.enable_free_init(num_iters=2, use_fast_sampling=False)
+    plain = case.generate(pipe, steps=8)
+    with ak.adaptive(pipe, NEVER):
+        never = case.generate(pipe, steps=8)
+    assert (never - plain).abs().max() < 1e-4 * plain.abs().max()
+    with ak.adaptive(pipe, EVERY):
+        case.generate(pipe, steps=8)
+        assert ak.summary(pipe, as_dict=True)["calls"] == {"made": 6, "skipped": 10}
+
+
+def test_a_bar_that_is_no_context_of_the_loop_is_told():
+    from diffusers import DiffusionPipeline
+
+    class Loose(DiffusionPipeline):
+        def __init__(self, unet, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, scheduler=scheduler)
+
+        @torch.no_grad()
+        def __call__(self, x):
+            self.scheduler.set_timesteps(9)
+            bar = self.progress_bar(total=9)
+            for t in self.scheduler.timesteps:
+                x = self.scheduler.step(self.unet(x, t)[0], t, x).prev_sample
+                bar.update()
+            return x
+
+    pipe = quiet(Loose(Sway(), CASE["ddim"].make()))
+    plain = pipe(NOISE)
+    ak.enable_adaptive(pipe, EVERY)
+    with pytest.warns(RuntimeWarning, match="its progress bar is no context of its loop"):
+        assert torch.equal(pipe(NOISE), plain)
+
+
+def test_warnings_as_errors_leave_nothing_open():
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with pytest.raises(RuntimeWarning, match="nothing was skipped"):
+            pipe(NOISE, 3)
+    assert active() is None and "step" not in vars(pipe.scheduler)
+
+
+def test_latents_of_a_generation_are_let_go():
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["euler-ancestral"].make()), EVERY)
+    pipe(NOISE)
+    held = vars(pipe)["progress_bar"].last.samplings[0]
+    assert held.buffers is None and held.score().shape == (14, 1)
