@@ -57,6 +57,7 @@ class Generation:
         self.looped = False  # whether the bar is iterated over: nothing tells then of its end
         modules = {base.__module__ for base in type(pipe).__mro__}
         self._own = modules | {m.partition(".")[0] for m in modules} - {"__main__"}
+        self._libraries: dict[int, bool] = {}  # by id of a module's names
         self._standins: list[StandIn] = []
         self._forget()
 
@@ -135,17 +136,25 @@ class Generation:
 
     def _own_call(self) -> bool:
         """Whether it is the loop that calls: not a callback, nor somebody after its end."""
-        frame = sys._getframe(1)
+        frame = sys._getframe(4)  # the caller of the stand-in
         while frame is not None:
             if id(frame) == self.frame:
                 return True
-            name = frame.f_globals.get("__name__", "")
-            root = name.partition(".")[0]
-            if root not in _LIBRARIES and root not in self._own and name not in self._own:
-                # The bar was opened elsewhere, or this is a function of the user's.
+            if not self._is_library(frame.f_globals):
+                # A function of the user's, or the bar was opened elsewhere.
                 return not self.looped and not self._above(frame)
             frame = frame.f_back
         return not self.looped
+
+    def _is_library(self, names: dict) -> bool:
+        """Whether a module's names are those of the pipeline or of what it is built on."""
+        known = self._libraries.get(id(names))
+        if known is None:
+            module = names.get("__name__", "")
+            root = module.partition(".")[0]
+            known = root in _LIBRARIES or root in self._own or module in self._own
+            self._libraries[id(names)] = known
+        return known
 
     def _above(self, frame: Any) -> bool:
         """Whether the bar was opened by a frame further up."""

@@ -18,7 +18,7 @@ class Kept:
     def __init__(self) -> None:
         self.refresh = -1  # number of the refresh it belongs to
         self._output: Any = None
-        self._versions: list[int] = []
+        self._versions: list[tuple[Tensor, int]] = []
         self._written = False
         self._form: tuple | None = None
         self._seen: dict[tuple, weakref.ref] | None = None
@@ -34,15 +34,16 @@ class Kept:
             self._same = {key: now[key] for key in watched if key in now}
         self._seen, self.refresh, self._form = now, refresh, _form(args, kwargs)
         self._output = _copy(output) if self._written else output
-        self._versions = [_version(tensor) for tensor in _leaves(self._output)]
+        self._versions = [(t, t._version) for t in _leaves(self._output) if not t.is_inference()]
 
     def serves(self, args: tuple, kwargs: dict, refresh: int) -> bool:
         """Whether the call is one like that of the last refresh, and the output as it was."""
         if self.refresh != refresh or _form(args, kwargs) != self._form:
             return False
-        if self._versions != [_version(tensor) for tensor in _leaves(self._output)]:
-            self._written = True
-            return False
+        for tensor, version in self._versions:
+            if tensor._version != version:
+                self._written = True
+                return False
         for (where, inner), ref in (self._same or {}).items():
             if isinstance(where, int):
                 value = args[where] if where < len(args) else None
@@ -107,7 +108,3 @@ def _copy(output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return type(output)(_copy(part) for part in output)
     return output
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

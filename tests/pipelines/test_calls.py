@@ -142,6 +142,35 @@ def test_an_output_of_an_earlier_refresh_is_not_served():
     assert torch.equal(outputs[1], outputs[0]) and not torch.equal(outputs[7], outputs[1])
 
 
+def test_one_changed_argument_makes_all_calls_of_a_step_anew():
+    """Conditional and unconditional half in two calls, and another prompt for the first."""
+    from diffusers import DiffusionPipeline
+
+    class TwoCalls(DiffusionPipeline):
+        def __init__(self, unet, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, scheduler=scheduler)
+
+        @torch.no_grad()
+        def __call__(self, x, change):
+            self.scheduler.set_timesteps(12)
+            prompt, empty = torch.ones(1), torch.zeros(1)
+            with self.progress_bar(total=12):
+                for i, t in enumerate(self.scheduler.timesteps):
+                    prompt = torch.ones(1) if i == change else prompt
+                    output = self.unet(x, t, text=prompt)[0]
+                    output = output + 0.5 * (output - self.unet(x, t, text=empty)[0])
+                    x = self.scheduler.step(output, t, x, return_dict=False)[0]
+            return x
+
+    pipe = quiet(TwoCalls(Sway(), CASE["ddim"].make()))
+    ak.enable_adaptive(pipe, EVERY)
+    pipe(NOISE, change=7)
+    networks = ak.summary(pipe, as_dict=True)["last"]["networks"]["unet"]
+    assert sampling(pipe)["fresh"] == [i in (0, 3, 6, 7, 10) for i in range(12)]
+    assert networks == {"made": 10, "skipped": 14}
+
+
 def test_bars_within_a_bar_are_one_generation():
     """As Marigold's, one bar over the images of a call and one over the steps of each."""
     from diffusers import DiffusionPipeline

@@ -188,7 +188,7 @@ def test_after_an_exception_in_the_middle_all_is_clean(name, error):
     with pytest.raises(error) as caught:
         case.generate(pipe)
     # The traceback is still held; a call of the user's own reaches the network.
-    given = {"sample": torch.zeros(2, 4, 16, 16), "timestep": 3}
+    given = {"sample": torch.zeros(2, 4, 16, 16), "timestep": 3, "return_dict": False}
     given["encoder_hidden_states"] = torch.zeros(2, 4, 32)
     if name == "kandinsky22":
         given["encoder_hidden_states"] = None

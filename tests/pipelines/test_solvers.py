@@ -70,6 +70,7 @@ def test_never_gives_what_the_scheduler_gives(case, return_dict):
             assert_close(one[name], other[name])
 
 
+@torch.no_grad()
 def test_unusual_calls_of_step_are_understood():
     """Keywords and places, a class or a tuple, as the scheduler has it."""
     pipe = loop_pipeline(CASES[0].make())
@@ -106,6 +107,41 @@ def test_half_precision_keeps_float32_between_steps(name, dtype):
     assert [r[0].dtype for r in ours] == [r[0].dtype for r in theirs]
     error = [(r[-1][0].float() - exact).norm() for r in (ours, theirs)]
     assert error[0] <= 1.02 * error[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"]
+)
+def test_noise_is_drawn_in_the_dtype_of_the_scheduler(name):
+    """bfloat16 noise is other noise than float32's, from the same generator."""
+    case = next(c for c in CASES if c.scheduler == name)
+    pipe = loop_pipeline(case.make(), Sway().to(torch.bfloat16))
+    start = noise(dtype=torch.bfloat16)
+    theirs, stood = run(pipe, latents=start)
+    with ak.adaptive(pipe, NEVER), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        ours, stand = run(pipe, latents=start)
+    assert all(torch.equal(a, b) for a, b in zip(stand, stood, strict=True))
+    size = theirs[-1][0].float().abs().amax()
+    assert (ours[-1][0].float() - theirs[-1][0].float()).abs().amax() < 0.05 * size
+
+
+def test_noise_of_everybodys_generator_is_drawn_from_it():
+    class Global(type(next(c for c in CASES if c.id == "ddim").make())):
+        def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+            result = super().step(model_output, timestep, sample, return_dict=False)
+            z = torch.randn(sample.shape, dtype=sample.dtype)
+            return (result[0] + 0.3 * z, result[1])
+
+    pipe = loop_pipeline(Global(clip_sample=False))
+    theirs, stood = run(pipe)
+    with ak.adaptive(pipe, NEVER):
+        ours, stand = run(pipe)
+        assert ak.summary(pipe, as_dict=True)["last"]["samplings"][0]["notes"][0].endswith(
+            "to skip"
+        )
+    assert all(torch.equal(a, b) for a, b in zip(stand, stood, strict=True))
+    assert_close(ours[-1][0], theirs[-1][0])
 
 
 def hold(pipe, i, latents):
@@ -146,7 +182,8 @@ def test_edits_between_steps_are_taken_in(name, edit, dtype):
         assert (ours.float() - theirs.float()).abs().amax() <= 8 * torch.finfo(dtype).eps * size
 
 
-def test_untouched_half_precision_latents_are_not_rounded_on_the_way():
+@pytest.mark.parametrize("edit", [None, reshaped])
+def test_untouched_half_precision_latents_are_not_rounded_on_the_way(edit):
     """With a network that gives nothing, what the cast cuts off would be lost for good."""
 
     class Nothing(torch.nn.Module):
@@ -156,7 +193,7 @@ def test_untouched_half_precision_latents_are_not_rounded_on_the_way():
     pipe = loop_pipeline(CASES[0].make(), Nothing())
     start = noise(dtype=torch.bfloat16)
     with ak.adaptive(pipe, NEVER):
-        ours = run(pipe, latents=start)[0][-1][0]
+        ours = run(pipe, latents=start, edit=edit)[0][-1][0]
     table = ak.SolverTable.from_scheduler(pipe.scheduler, STEPS)
     factor = torch.prod(table.A + table.C[:, 0] * table.p)
     assert torch.equal(ours, (start.double() * factor).to(torch.bfloat16))
