@@ -49,6 +49,8 @@ class Adaptive(StandIn):
         reason = record.nothing_skipped() if whole else None
         if reason is not None:
             way = (record.config, *((s.scheduler, s.rows) for s in record.samplings))
+            more = [part for s in record.samplings[-1:] for part in (*s.notes, *s.hints)]
+            reason = "; ".join([reason, *more])
             self._tell(way, f"{record.pipeline}: nothing was skipped: {reason}")
             return
         notes = [note for sampling in record.samplings for note in sampling.notes]

@@ -72,23 +72,21 @@ class Record:
         if not self.made:
             return "none of the networks was called in the loop; name them by networks="
         sampling = self.samplings[-1]
-        notes = [*sampling.notes, *sampling.hints]
-        notes = f" ({'; '.join(notes)})" if notes else ""
         full = sampling.config.resolved()
         least = full.warmup * sampling.stages
         if len(sampling.fresh) <= least:
             return (
                 f"{len(sampling.fresh)} steps were done, and the first {least} always call the "
-                f"network{notes}"
+                "network"
             )
         if not full.max_skip:
             return "max_skip is 0"
         if not full.threshold:
-            return f"threshold is 0, and no prediction is without error{notes}"
+            return "threshold is 0, and no prediction is without error"
         scores = [value for value in sampling.score().amax(1).tolist() if math.isfinite(value)]
         if not scores:
-            return f"no decision was possible: the latents hold NaN or Inf{notes}"
+            return "no decision was possible: the latents hold NaN or Inf"
         return (
             f"no step was within the threshold of {full.threshold:g}: the smallest score was "
-            f"{min(scores):.3g} times it; more steps or a larger threshold skip more{notes}"
+            f"{min(scores):.3g} times it; more steps or a larger threshold skip more"
         )
