@@ -1,6 +1,7 @@
 """Whose call of a network it is, and what it gets: the loop alone is served at a skipped step."""
 
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 import adaptive_kernels as ak
 from adaptive_kernels.pipelines.generation import active
 from tests.support.pipelines.cases import CASES
-from tests.support.pipelines.loop import Sway, loop_pipeline, quiet
+from tests.support.pipelines.loop import Sway, base, loop_pipeline
+from tests.support.pipelines.parts import quiet
 from tests.support.schedulers import CASE
 
 EVERY = ak.AdaptiveConfig(criterion="every(3)")
@@ -102,13 +104,9 @@ def test_a_pipeline_that_writes_into_an_output_gets_one_that_is_whole():
 
 def interval_pipeline(guided):
     """A pipeline that calls its network twice at the guided steps, and once at the others."""
-    from diffusers import DiffusionPipeline
 
-    class IntervalPipeline(DiffusionPipeline):
-        def __init__(self, unet, scheduler):
-            super().__init__()
-            self.register_modules(unet=unet, scheduler=scheduler)
-            self.asked = []
+    class IntervalPipeline(base()):
+        asked: ClassVar[list] = []
 
         @torch.no_grad()
         def __call__(self, x):
@@ -144,13 +142,8 @@ def test_an_output_of_an_earlier_refresh_is_not_served():
 
 def test_one_changed_argument_makes_all_calls_of_a_step_anew():
     """Conditional and unconditional half in two calls, and another prompt for the first."""
-    from diffusers import DiffusionPipeline
 
-    class TwoCalls(DiffusionPipeline):
-        def __init__(self, unet, scheduler):
-            super().__init__()
-            self.register_modules(unet=unet, scheduler=scheduler)
-
+    class TwoCalls(base()):
         @torch.no_grad()
         def __call__(self, x, change):
             self.scheduler.set_timesteps(12)
@@ -173,13 +166,8 @@ def test_one_changed_argument_makes_all_calls_of_a_step_anew():
 
 def test_bars_within_a_bar_are_one_generation():
     """As Marigold's, one bar over the images of a call and one over the steps of each."""
-    from diffusers import DiffusionPipeline
 
-    class Nested(DiffusionPipeline):
-        def __init__(self, unet, scheduler):
-            super().__init__()
-            self.register_modules(unet=unet, scheduler=scheduler)
-
+    class Nested(base()):
         @torch.no_grad()
         def __call__(self, images):
             results = []
@@ -218,13 +206,7 @@ def test_free_init_samples_anew_each_time():
 
 
 def test_a_bar_that_is_no_context_of_the_loop_is_told():
-    from diffusers import DiffusionPipeline
-
-    class Loose(DiffusionPipeline):
-        def __init__(self, unet, scheduler):
-            super().__init__()
-            self.register_modules(unet=unet, scheduler=scheduler)
-
+    class Loose(base()):
         @torch.no_grad()
         def __call__(self, x):
             self.scheduler.set_timesteps(9)

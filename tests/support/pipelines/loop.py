@@ -25,6 +25,18 @@ class Sway(torch.nn.Module):
         return ((self.layer(sample) + 0.3 * sample * torch.cos(angle)).tanh(),)
 
 
+def base() -> type:
+    """A pipeline of a U-Net and a scheduler, whose loop is still to be written."""
+    from diffusers import DiffusionPipeline
+
+    class Base(DiffusionPipeline):
+        def __init__(self, unet, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, scheduler=scheduler)
+
+    return Base
+
+
 def loop_pipeline(solver: Any, network: Any = None, name: str = "unet") -> Any:
     """The shortest pipeline there is; a call gives all that every step returned."""
     from diffusers import DiffusionPipeline

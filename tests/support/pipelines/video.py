@@ -15,34 +15,43 @@ from .parts import (
     vae,
 )
 
+UNET_3D = {
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+
+
+def of_text(kind: Any, solver: Any, **more: Any) -> Any:
+    """A pipeline of the usual parts around a network."""
+    return quiet(
+        kind(
+            vae=vae(),
+            text_encoder=text_encoder(),
+            tokenizer=tokenizer(),
+            scheduler=solver or scheduler("DDIMScheduler", clip_sample=False),
+            **more,
+        )
+    )
+
 
 def i2vgen(solver: Any = None) -> Any:
     from diffusers import I2VGenXLPipeline, I2VGenXLUNet
 
     torch.manual_seed(0)
-    net = I2VGenXLUNet(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        num_attention_heads=None,
-        norm_num_groups=8,
-    ).eval()
-    return quiet(
-        I2VGenXLPipeline(
-            vae=vae(),
-            text_encoder=text_encoder(),
-            tokenizer=tokenizer(),
-            image_encoder=image_encoder(),
-            feature_extractor=feature_extractor(),
-            unet=net,
-            scheduler=solver or scheduler("DDIMScheduler", clip_sample=False),
-        )
+    return of_text(
+        I2VGenXLPipeline,
+        solver,
+        image_encoder=image_encoder(),
+        feature_extractor=feature_extractor(),
+        unet=I2VGenXLUNet(**UNET_3D, num_attention_heads=None).eval(),
     )
 
 
@@ -50,27 +59,7 @@ def text_to_video(solver: Any = None) -> Any:
     from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
 
     torch.manual_seed(0)
-    net = UNet3DConditionModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    ).eval()
-    return quiet(
-        TextToVideoSDPipeline(
-            vae=vae(),
-            text_encoder=text_encoder(),
-            tokenizer=tokenizer(),
-            unet=net,
-            scheduler=solver or scheduler("DDIMScheduler", clip_sample=False),
-        )
-    )
+    return of_text(TextToVideoSDPipeline, solver, unet=UNet3DConditionModel(**UNET_3D).eval())
 
 
 def svd(solver: Any = None) -> Any:
@@ -132,14 +121,5 @@ def animatediff(solver: Any = None) -> Any:
         motion_norm_num_groups=2,
         motion_num_attention_heads=4,
     )
-    return quiet(
-        AnimateDiffPipeline(
-            vae=vae(),
-            text_encoder=text_encoder(),
-            tokenizer=tokenizer(),
-            unet=unet(),
-            motion_adapter=adapter,
-            scheduler=solver
-            or scheduler("DDIMScheduler", clip_sample=False, beta_schedule="linear"),
-        )
-    )
+    solver = solver or scheduler("DDIMScheduler", clip_sample=False, beta_schedule="linear")
+    return of_text(AnimateDiffPipeline, solver, unet=unet(), motion_adapter=adapter)
