@@ -37,8 +37,8 @@ class Adaptive(StandIn):
     def generation(self) -> Generation:
         """A new generation, with the scheduler and networks that the pipeline has now."""
         pipe = self.owner
-        self.last = Record(type(pipe).__name__, self.config)
         networks = find(pipe, self.networks)
+        self.last = Record(type(pipe).__name__, self.config, tuple(networks))
         return Generation(pipe, networks, self.config, self.last)
 
     def ended(self, record: Record, whole: bool) -> None:
@@ -193,7 +193,8 @@ def enabled(pipe: Any) -> Adaptive:
     standing = of(pipe)
     if standing is None:
         raise ValueError(
-            f"pipe must be enabled (enable_adaptive), got a plain {type(pipe).__name__}"
+            f"pipe must be enabled (enable_adaptive, or within adaptive), got a plain "
+            f"{type(pipe).__name__}"
         )
     return standing
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
 from . import outputs
+from .clock import Stopwatch
 from .networks import method
 from .outputs import Kept
 from .record import Record, Sampling
@@ -53,6 +54,7 @@ class Generation:
         self.scheduler, self.config, self.record = pipe.scheduler, config, record
         self.names = {id(module): name for name, module in networks.items()}
         self.networks = networks
+        self.watch = Stopwatch()
         self.frame = 0  # id of the frame that opened the bar
         self.looped = False  # whether the bar is iterated over: nothing tells then of its end
         modules = {base.__module__ for base in type(pipe).__mro__}
@@ -79,8 +81,10 @@ class Generation:
             _LOCAL.stack.remove(self)
         if self._standins:
             self._release()
+            # Its last wait for the device comes first.
+            self._forget()
+            self.record.network_seconds = self.watch.seconds()
             self.record.seconds = time.perf_counter() - self.record.began
-        self._forget()
 
     def _release(self) -> None:
         while self._standins:
@@ -93,6 +97,7 @@ class Generation:
         self.solver = None
         self.sampling: Sampling | None = None
         self._extra: dict = {}
+        self._steps_itself = False
         self._step_index: int | None = None
         self._scales: list[float] | None = None
         self._timesteps: list[float] | None = None
@@ -121,17 +126,17 @@ class Generation:
                 return kept.output()
             # What is asked has changed: where nothing was served yet, the step is a refresh.
             self._skip = self._served > 0
-        began = time.perf_counter()
+        latents = outputs.sample(args, kwargs)
+        began = self.watch.begin(latents)
         output = standin.original(*args, **kwargs)
-        self.record.network_seconds += time.perf_counter() - began
+        self.watch.end(began, latents)
         self._ran += 1
         self.record.made[self.names[module]] += 1
         if kept is None:
             kept = self._kept[module, count] = Kept()
         kept.keep(output, args, kwargs, self._refreshes + 1)
-        if self._latents is None:
-            latents = outputs.sample(args, kwargs)
-            self._latents = None if latents is None else tuple(latents.shape)
+        if self._latents is None and latents is not None:
+            self._latents = tuple(latents.shape)
         return output
 
     def _own_call(self) -> bool:
@@ -204,6 +209,7 @@ class Generation:
         samples = _samples(given["sample"], self._latents)
         choice = Choice(self.scheduler, self.config, given, samples)
         self.solver, self._extra = choice.solver, choice.extra
+        self._steps_itself = choice.table is None
         follows = choice.table is not None and hasattr(self.scheduler, "_step_index")
         self._step_index = choice.begin if follows else None
         self._scales = choice.scales
@@ -218,7 +224,6 @@ class Generation:
             *(choice.config, choice.notes, choice.hints, choice.solver.rows),
             samples=buffers.state.index.shape[0],
             stages=buffers.decision.stages,
-            device=buffers.state.latents.device.type,
             buffers=buffers,
         )
         if why:
@@ -239,8 +244,8 @@ class Generation:
             return ""
         if given["sample"].shape != solver.buffers.shape:
             return "the latents have another shape"
-        if self._step_index is None and self._timesteps is None:
-            # A scheduler that steps itself goes on whatever it is given.
+        if self._steps_itself:
+            # It goes on whatever it is given.
             return None
         if not same(extra_of(given), self._extra):
             return "step() is given other arguments"
@@ -254,6 +259,10 @@ class Generation:
             offset = timestep.data_ptr() - live.data_ptr()
             at = len(live) - len(self._timesteps) + row
             if offset == at * live.element_size():
+                return None
+            # Copies of them, one of which is looked at.
+            if float(timestep) == self._timesteps[row]:
+                self._timesteps = None
                 return None
         if float(timestep) == self._timesteps[row]:
             return None

@@ -21,7 +21,6 @@ class Sampling:
     rows: int  # T, of the schedule
     samples: int  # B
     stages: int
-    device: str  # of the latents
     buffers: Any  # solver.fused.Buffers, None once the sampling has ended
     fresh: list[bool] = field(default_factory=list)  # per row done: whether the networks ran
     reads: int = 0  # of the device, for decisions
@@ -55,10 +54,11 @@ class Record:
 
     pipeline: str
     config: AdaptiveConfig
+    networks: tuple[str, ...]
     samplings: list[Sampling] = field(default_factory=list)
     made: Counter = field(default_factory=Counter)  # calls by network
     skipped: Counter = field(default_factory=Counter)
-    network_seconds: float = 0.0  # host time in the networks' calls
+    network_seconds: float = 0.0  # in the networks' calls
     began: float = 0.0
     seconds: float | None = None  # of the loop; None: it has not ended
     notes: list[str] = field(default_factory=list)  # what belongs to no sampling
@@ -70,7 +70,10 @@ class Record:
         if not self.samplings:
             return "; ".join(self.notes) or "the loop never called scheduler.step"
         if not self.made:
-            return "none of the networks was called in the loop; name them by networks="
+            return (
+                f"none of the networks {', '.join(self.networks)} was called in the loop; name "
+                "those that are by networks="
+            )
         sampling = self.samplings[-1]
         full = sampling.config.resolved()
         least = full.warmup * sampling.stages

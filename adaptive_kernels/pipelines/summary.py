@@ -68,7 +68,7 @@ def _config(config: Any) -> dict[str, Any]:
 def _last(record: Record) -> dict[str, Any]:
     made, skipped = sum(record.made.values()), sum(record.skipped.values())
     saved = None
-    if made and _on_host(record):
+    if made and record.seconds is not None:
         saved = record.network_seconds / made * skipped
     return {
         "config": _config(record.config),
@@ -81,12 +81,6 @@ def _last(record: Record) -> dict[str, Any]:
         "nothing_skipped": record.nothing_skipped(),
         "samplings": [_sampling(sampling) for sampling in record.samplings],
     }
-
-
-def _on_host(record: Record) -> bool:
-    """Whether the time of a network's call is the host's to measure."""
-    devices = {sampling.device for sampling in record.samplings}
-    return devices == {"cpu"}
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:
@@ -116,6 +110,8 @@ def _text(report: dict[str, Any]) -> str:
     for sampling in last["samplings"]:
         made, done, rows = sum(sampling["fresh"]), sampling["done"], sampling["rows"]
         ended = "" if done == rows else f"; ended after {done} of {rows} steps"
+        if done < rows and last["seconds"] is None:
+            ended = f"; at step {done} of {rows}"
         samples = f"{sampling['samples']} sample{'s' if sampling['samples'] > 1 else ''}"
         lines += [
             f"{report['pipeline']}, {sampling['scheduler']}, {samples}: {made} of {done} steps "
@@ -143,6 +139,8 @@ def _text(report: dict[str, Any]) -> str:
         lines.append(time)
     if last["nothing_skipped"]:
         lines.append(f"  nothing was skipped: {last['nothing_skipped']}")
+    if report["config"] != last["config"]:
+        lines.append(f"  next call  {_rule(report['config'])}")
     calls = report["calls"]
     if report["generations"] > 1:
         lines.append(

@@ -63,20 +63,28 @@ class _Vector(Tensor):
     to = float = half = bfloat16 = type = type_as = _itself
 
 
-# Calls for noise but randn_tensor, which takes the generator that step() is given.
+# Calls for noise: those of diffusers' own function, with what they are given, and any other.
+_RANDN_TENSOR = re.compile(r"\brandn_tensor\((?:[^()]|\([^()]*\))*\)")
 _OTHER_NOISE = re.compile(r"\b(?!randn_tensor\b)(rand\w*|normal_?|bernoulli_?)\(")
 
 
 @functools.cache
 def may_be_quick(scheduler: type) -> bool:
-    """Whether a scheduler's source draws nothing, or nothing that cannot be noticed."""
-    try:
-        source = "".join(inspect.getsource(base) for base in scheduler.__mro__[:-1])
-    except (OSError, TypeError):
-        return False
-    draws = "randn_tensor(" in source
-    known = not draws or "generator" in inspect.signature(scheduler.step).parameters
-    return known and not _OTHER_NOISE.search(source)
+    """Whether all noise of a scheduler of diffusers comes from the generator that step() is given.
+
+    A draw from that one is noticed; one from everybody's would have moved it.
+    """
+    source = ""
+    for base in scheduler.__mro__[:-1]:
+        if not base.__module__.startswith("diffusers."):
+            return False
+        try:
+            source += inspect.getsource(base)
+        except (OSError, TypeError):
+            return False
+    drawn = _RANDN_TENSOR.findall(source)
+    given = all("generator=generator" in call for call in drawn)
+    return given and len(drawn) == source.count("randn_tensor(") and not _OTHER_NOISE.search(source)
 
 
 @dataclass(frozen=True)
@@ -255,13 +263,15 @@ def run(
         # The vectors are float64 and nothing else is: another dtype is one the scheduler names.
         dtype = arguments.get("dtype")
         named = None if dtype == torch.float64 else dtype
+        if arguments.get("generator") not in (None, generator):
+            raise ProbeError(f"step {i} draws noise from a generator of its own")
         draws[-1].append(Draw(named, arguments.get("generator") is generator))
         return noise_at(i, count)
 
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     inputs, outputs, estimates = [], [], []
     result: tuple = (None, None)
-    stood = generator.get_state(), torch.get_rng_state()
+    stood = generator.get_state()
     with nullcontext() if quick else _Float64(draw):
         for i, t in enumerate(timesteps):
             draws.append([])
@@ -280,8 +290,8 @@ def run(
             outputs.append(result[0].flatten())
             if isinstance(result[1], Tensor) and result[1].numel() == x.numel():
                 estimates.append(result[1].flatten())
-    if quick:
-        _expect_no_draws(generator, *stood)
+    if quick and not torch.equal(generator.get_state(), stood):
+        raise ProbeError("a step draws noise")
     fed, given = torch.stack(inputs), torch.stack(outputs)
     lost = ~(fed.isfinite() & given.isfinite()).all(dim=1)
     if lost.any():
@@ -292,16 +302,6 @@ def run(
         estimates=torch.stack(estimates) if whole else None,
         draws=draws,
     )
-
-
-def _expect_no_draws(generator: torch.Generator, before: Tensor, everyone: Tensor) -> None:
-    """Raise ProbeError where noise was drawn, and put everyone's generator back where it was."""
-    drawn = not torch.equal(generator.get_state(), before)
-    if not torch.equal(torch.get_rng_state(), everyone):
-        torch.set_rng_state(everyone)
-        drawn = True
-    if drawn:
-        raise ProbeError("a step draws noise")
 
 
 def _call(scheduler: Any, i: int, **kwargs: Any) -> tuple:

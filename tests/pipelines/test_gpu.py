@@ -46,6 +46,7 @@ def test_the_host_learns_what_the_device_decided(criterion):
         masks.append(sampling["fresh"])
         scores = torch.tensor([[s or 0.0 for s in row] for row in sampling["score"]])
         assert ((scores - 1).abs() > 1e-3).all(), "choose another threshold: this one ties"
+        assert ak.summary(pipe, as_dict=True)["last"]["seconds_saved"] > 0
         assert pipe.unet.calls == sum(sampling["fresh"]) < STEPS
     assert masks[0] == masks[1]
 

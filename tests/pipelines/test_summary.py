@@ -117,8 +117,27 @@ def test_a_loop_that_never_steps_and_a_network_that_is_never_called_are_told():
 
     pipe.register_modules(other=Sway())
     ak.enable_adaptive(pipe, ak.AdaptiveConfig(criterion="every(2)"), networks=["other"])
-    with pytest.warns(RuntimeWarning, match="none of the networks was called in the loop"):
+    with pytest.warns(RuntimeWarning, match="none of the networks other was called in the loop"):
         pipe(NOISE)
+
+
+def test_a_summary_asked_for_in_the_middle_says_where_it_stands():
+    pipe, said = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make())), []
+
+    def edit(pipe, row, latents):
+        said.append(ak.summary(pipe).splitlines()[0])
+        return latents
+
+    told(pipe, NOISE, 9, edit=edit)
+    assert said[4].endswith("; at step 5 of 9") and said[8].endswith("skipped it")
+
+
+def test_the_rule_of_the_next_call_is_told_where_it_is_another():
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()))
+    with ak.adaptive(pipe, ak.AdaptiveConfig(criterion="every(2)")):
+        pipe(NOISE)
+        assert "next call" not in ak.summary(pipe)
+    assert "next call  defect, threshold 0.0016" in ak.summary(pipe)
 
 
 def test_a_failed_call_is_not_told_that_it_skipped_nothing():

@@ -117,6 +117,7 @@ def test_the_quick_way_notices_what_it_must_not_miss(how):
                 out = out + 0.5 * torch.randn_like(out)
             return (out,)
 
+    Sly.__module__ = "diffusers.sly"
     torch.manual_seed(3)
     stood = torch.get_rng_state()
     table = SolverTable.from_scheduler(Sly(clip_sample=False), 6)
@@ -127,6 +128,19 @@ def test_the_quick_way_notices_what_it_must_not_miss(how):
     own = how == "generator"
     assert [len(row) for row in table.draws] == [0 if how == "cast" else 1] * 6
     assert all(draw.own == own for row in table.draws for _, draw in row)
+
+
+def test_noise_of_a_generator_of_its_own_is_refused():
+    """Nobody could draw it as the scheduler does."""
+
+    class Own(diffusers.DDIMScheduler):
+        def step(self, model_output, timestep, sample, return_dict=True):
+            out = super().step(model_output, timestep, sample, return_dict=False)[0]
+            own = torch.Generator().manual_seed(int(timestep))
+            return (out + randn_tensor(out.shape, generator=own, dtype=out.dtype),)
+
+    with pytest.raises(UnsupportedSchedulerError, match="from a generator of its own"):
+        SolverTable.from_scheduler(Own(clip_sample=False), 6)
 
 
 def compare(case: Case, n: int, begin: int | None = None, **where) -> float:

@@ -40,6 +40,8 @@ class Choice:
         self.table: SolverTable | None = None
         self.scales: list[float] | None = None  # c_i, where scale_model_input() needs them
         self.extra = extra_of(given)
+        if given["sample"].device.type == "mps":
+            raise RuntimeError("latents are on mps, which has no float64: decisions need it")
         rows = first_rows(scheduler, given["timestep"])
         self.begin = rows[0] if rows else None
         returns = None
@@ -97,7 +99,8 @@ class Choice:
         table = table_of(self.scheduler, self.begin, self.extra)
         if table.history > MAX_HISTORY:
             raise UnsupportedSchedulerError(
-                f"{name}: it keeps {table.history} outputs, a table at most {MAX_HISTORY}"
+                f"{name}: it keeps {table.history} outputs, a table at most {MAX_HISTORY}; PNDM "
+                "needs skip_prk_steps=True"
             )
         model_output, sample = given["model_output"], given["sample"]
         known = _RETURNS.setdefault(table, {})
@@ -124,7 +127,9 @@ class Choice:
                 f"none: {why}"
             )
         else:
-            self.notes.append(f"the scheduler steps itself, as it is no table ({why})")
+            # Under never that is nobody's loss.
+            told = self.hints if criterion == "never" else self.notes
+            told.append(f"the scheduler steps itself, as it is no table ({why})")
 
     def _third_order(self, why: str) -> None:
         self.config = AdaptiveConfig(

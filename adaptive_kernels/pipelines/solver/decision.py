@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...rules.config import CRITERIA
+from ...rules.fills import FillTables
 from ...sampling.state import State
 
 _CODE = {code: name for name, code in CRITERIA.items()}
@@ -19,16 +20,18 @@ class Reader:
         self.device, self.reads = device, 0
         self._there: Tensor | None = None
         self._event = None
+        self._device = getattr(torch, device.type) if device.type in ("cuda", "xpu") else None
 
     def begin(self, value: Tensor) -> None:
         self.reads += 1
-        if self.device.type not in ("cuda", "xpu"):
+        if self._device is None:
             self._there = value
             return
         there = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
         self._there = there.copy_(value, non_blocking=True)
-        self._event = torch.Event(self.device)
-        self._event.record()
+        # Of the tensor's own device, whichever is the current one.
+        self._event = self._device.Event()
+        self._event.record(self._device.current_stream(self.device))
 
     def end(self) -> list:
         if self._event is not None:
@@ -46,9 +49,8 @@ class Decision:
     ``every(k)``, ``plan``).
     """
 
-    def __init__(self, state: State):
-        self.state, self.rows = state, len(state.rows)
-        rule = state.rule
+    def __init__(self, state: State, tables: FillTables, threshold: float):
+        self.rows, rule = len(state.rows), state.rule
         self.criterion = _CODE[rule[0]]
         self.max_skip, self.warmup, self.stages = rule[1:]
         self.reader = Reader(state.latents.device)
@@ -58,11 +60,11 @@ class Decision:
         self._answer: bool | None = True
         self._asked = state.norms[:, 0] if self.criterion == "defect" else state.progress[1]
         if self.criterion == "plan":
-            self.mask = [value <= 0 for value in state.run_cost[:, 0, 0].tolist()]
+            self.mask = [value <= 0 for value in tables.run_cost[:, 0, 0].tolist()]
         if self.criterion == "defect":
             # The device multiplies and compares the same float64 numbers.
-            self.cost = state.run_cost.double().cpu()
-            self.threshold = float(state.threshold[0]) if len(state.threshold) else 0.0
+            self.cost = tables.run_cost.double()
+            self.threshold = torch.tensor(threshold, dtype=torch.float32, device="cpu").item()
 
     def done(self, row: int, fresh: bool) -> None:
         """Takes note of a row that was done, and asks for what the next one needs."""

@@ -41,7 +41,7 @@ class Buffers:
             noise=torch.zeros(steps, device=sample.device) if noise else None,
             tables=tables,
         )
-        self.decision = Decision(self.state)
+        self.decision = Decision(self.state, tables, config.resolved().threshold)
         self.row, self.shape = 0, sample.shape
         self._flat = flat.shape
         # As the pipeline sees them: nothing is reshaped from step to step.

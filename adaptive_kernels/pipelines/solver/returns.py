@@ -97,7 +97,8 @@ def own_scales(scheduler: Any, table: SolverTable) -> bool:
 
     KDPM2's looks at what its own step() has left besides. scheduler: at its first step.
     """
-    twin, one = copy.deepcopy(scheduler), torch.ones(1, 1, 1, 1)
+    twin = copy.deepcopy(scheduler)
+    one = torch.ones(1, 1, 1, 1, device=twin.timesteps.device)
     if not hasattr(twin, "scale_model_input"):
         return True
     for row, timestep in enumerate(twin.timesteps[table.begin :]):

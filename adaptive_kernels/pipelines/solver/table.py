@@ -13,6 +13,14 @@ from ...solvers.scheduler import UnsupportedSchedulerError
 from ...solvers.table import SolverTable
 from ..standin import StandIn
 
+# What a run leaves in a scheduler, and set_timesteps() or the next run puts right.
+_LEFT = frozenset(
+    (
+        *("model_outputs", "timestep_list", "last_sample", "this_order", "lower_order_nums"),
+        *("ets", "cur_sample", "cur_model_output", "counter"),
+        *("sample", "derivatives", "derivative", "prev_derivative", "dt", "noise_sampler"),
+    )
+)
 _MOST = 32
 _LOCK = threading.Lock()
 _TABLES: OrderedDict[tuple, SolverTable | UnsupportedSchedulerError] = OrderedDict()
@@ -44,14 +52,12 @@ def table_of(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> Solv
 
 def fingerprint(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> tuple:
     """All that decides a table: the class, and every value the scheduler holds."""
-    return type(scheduler), begin, _frozen(step_kwargs), _frozen(vars(scheduler))
+    state = {name: value for name, value in vars(scheduler).items() if name not in _LEFT}
+    return type(scheduler), begin, _frozen(step_kwargs), _frozen(state)
 
 
 def _frozen(value: Any) -> Any:
     """A hashable copy of a value; what is not data is itself."""
-    if isinstance(value, Tensor) and value.dim() > 2:
-        # Latents that a run has left: set_timesteps() makes nothing of them.
-        return None
     if isinstance(value, Tensor):
         # One read of the device, where a scheduler's timesteps live, per generation.
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -72,6 +78,12 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+def _on_cpu(value: Any) -> Tensor:
+    """float64; on the CPU first, as not every device has it."""
+    there = value.cpu() if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+    return there.double()
+
+
 def first_rows(scheduler: Any, timestep: Any) -> list[int]:
     """The rows of the schedule that a first step at this timestep may stand for.
 
@@ -81,8 +93,7 @@ def first_rows(scheduler: Any, timestep: Any) -> list[int]:
         index = getattr(scheduler, name, None)
         if index is not None:
             return [int(index)]
-    timesteps = torch.as_tensor(scheduler.timesteps).double().cpu()
-    at = torch.as_tensor(timestep).double().cpu()
+    timesteps, at = _on_cpu(scheduler.timesteps), _on_cpu(timestep)
     if at.numel() != 1:
         return []
     rows = (timesteps == at.reshape(())).nonzero()[:, 0].tolist()
