@@ -93,27 +93,29 @@ class _Bar:
     def __init__(self, bar: Any, adaptive: Adaptive, frame: int):
         self._bar, self._adaptive, self._frame = bar, adaptive, frame
         self._generation: Generation | None = None
-        self._outer: tuple[int, bool] | None = None  # the loop around this one
+        self._outer: tuple | None = None  # the loop around this one
 
     def __enter__(self) -> Any:
-        return self._enter(looped=False)
+        # Kept while the loop lasts: it tells of its end.
+        frame = sys._getframe(1)
+        return self._enter((id(frame), frame, False))
 
-    def _enter(self, looped: bool) -> Any:
+    def _enter(self, loop: tuple) -> Any:
         generation = active()
         if generation is not None and generation.record is self._adaptive.last:
-            self._outer = generation.frame, generation.looped
+            self._outer = generation.loop
         else:
             generation = self._adaptive.generation()
             generation.open()
         self._generation = generation
-        generation.frame, generation.looped = self._frame, looped
+        generation.loop = loop
         return self._bar.__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         generation, self._generation = self._generation, None
         if self._outer is not None:
             generation.pause()
-            generation.frame, generation.looped = self._outer
+            generation.loop = self._outer
         else:
             generation.close()
         handled = self._bar.__exit__(*error)
@@ -123,7 +125,8 @@ class _Bar:
         return handled
 
     def __iter__(self) -> Iterator:
-        self._enter(looped=True)
+        # Not kept: it holds this iterator, and what lets go of it ends the loop.
+        self._enter((self._frame, None, True))
         try:
             yield from self._bar
         except BaseException:

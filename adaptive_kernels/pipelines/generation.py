@@ -16,15 +16,16 @@ from .clock import Stopwatch
 from .networks import method
 from .outputs import Kept
 from .record import Record, Sampling
-from .solver.choose import Choice, extra_of, same
+from .solver.choose import GIVEN, Choice, extra_of, same
 from .standin import StandIn, put, take
 
 # What stands between a pipeline's loop and its networks.
 _LIBRARIES = frozenset(
     ("adaptive_kernels", "torch", "diffusers", "accelerate", "peft", "contextlib", "functools")
 )
-# What step() is given, in this order, wherever its parameters have no names of their own.
-_NAMES = ("model_output", "timestep", "sample")
+# What step() must be given, in this order where its parameters have no names of their own.
+_ORDER = ("model_output", "timestep", "sample")
+_NAMES = frozenset(_ORDER)
 
 
 class _Local(threading.local):
@@ -54,9 +55,11 @@ class Generation:
         self.scheduler, self.config, self.record = pipe.scheduler, config, record
         self.names = {id(module): name for name, module in networks.items()}
         self.networks = networks
+        self._names = _parameters(type(self.scheduler))
         self.watch = Stopwatch()
-        self.frame = 0  # id of the frame that opened the bar
-        self.looped = False  # whether the bar is iterated over: nothing tells then of its end
+        # The loop that is running: id of the frame that opened its bar; the frame itself, lest
+        # another one takes the id; whether the bar is iterated over.
+        self.loop: tuple[int, Any, bool] = (0, None, False)
         modules = {base.__module__ for base in type(pipe).__mro__}
         self._own = modules | {m.partition(".")[0] for m in modules} - {"__main__"}
         self._libraries: dict[int, bool] = {}  # by id of a module's names
@@ -77,6 +80,7 @@ class Generation:
 
     def close(self) -> None:
         """Ends it, once; a skip that was pending is forgotten."""
+        self.loop = (0, None, False)
         if self in _LOCAL.stack:
             _LOCAL.stack.remove(self)
         if self._standins:
@@ -142,14 +146,17 @@ class Generation:
     def _own_call(self) -> bool:
         """Whether it is the loop that calls: not a callback, nor somebody after its end."""
         frame = sys._getframe(4)  # the caller of the stand-in
+        opener, _, iterated = self.loop
+        known = self._libraries
         while frame is not None:
-            if id(frame) == self.frame:
+            if id(frame) == opener:
                 return True
-            if not self._is_library(frame.f_globals):
+            names = frame.f_globals
+            if not (known.get(id(names)) or self._is_library(names)):
                 # A function of the user's, or the bar was opened elsewhere.
-                return not self.looped and not self._above(frame)
+                return not iterated and not self._above(frame)
             frame = frame.f_back
-        return not self.looped
+        return not iterated
 
     def _is_library(self, names: dict) -> bool:
         """Whether a module's names are those of the pipeline or of what it is built on."""
@@ -164,7 +171,7 @@ class Generation:
     def _above(self, frame: Any) -> bool:
         """Whether the bar was opened by a frame further up."""
         while frame is not None:
-            if id(frame) == self.frame:
+            if id(frame) == self.loop[0]:
                 return True
             frame = frame.f_back
         return False
@@ -177,8 +184,9 @@ class Generation:
 
     def step(self, standin: StandIn, args: tuple, kwargs: dict) -> Any:
         """The scheduler's step()."""
-        given = _given(type(self.scheduler), args, kwargs)
-        if given is None:
+        given = dict(zip(self._names, args, strict=False))
+        given.update(kwargs)
+        if not given.keys() >= _NAMES:
             self._note("its step() is called in a way that nobody understands")
             return standin.original(*args, **kwargs)
         served, ran = self._served, self._ran
@@ -247,7 +255,7 @@ class Generation:
         if self._steps_itself:
             # It goes on whatever it is given.
             return None
-        if not same(extra_of(given), self._extra):
+        if (self._extra or not given.keys() <= GIVEN) and not same(extra_of(given), self._extra):
             return "step() is given other arguments"
         if self._timesteps is None:
             # A scheduler that counts its steps does not look at the timestep.
@@ -312,18 +320,8 @@ def _call(standin: StandIn, args: tuple, kwargs: dict) -> Any:
 def _parameters(scheduler: type) -> tuple[str, ...]:
     parameters = inspect.signature(scheduler.step).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return _NAMES
+        return _ORDER
     return tuple(p.name for p in parameters)[1:]
-
-
-def _given(scheduler: type, args: tuple, kwargs: dict) -> dict[str, Any] | None:
-    """The arguments of a call of step() by name; None where what it must have is not among them."""
-    given = dict(zip(_parameters(scheduler), args, strict=False))
-    given.update(kwargs)
-    for name in _NAMES:
-        if name not in given:
-            return None
-    return given
 
 
 def _samples(sample: Any, network: tuple | None) -> int:

@@ -237,3 +237,33 @@ def test_latents_of_a_generation_are_let_go():
     pipe(NOISE)
     held = vars(pipe)["progress_bar"].last.samplings[0]
     assert held.buffers is None and held.score().shape == (14, 1)
+
+
+class Elsewhere:
+    """A loop whose bar is opened by one function and stepped by another."""
+
+    def __init__(self, pipe):
+        self.pipe, self.x = pipe, NOISE
+
+    def open(self):
+        self.pipe.scheduler.set_timesteps(9)
+        self.bar = self.pipe.progress_bar(total=9)
+        self.bar.__enter__()
+
+    def call(self, t):
+        self.x = self.pipe.scheduler.step(self.pipe.unet(self.x, t)[0], t, self.x).prev_sample
+
+
+def nested(depth, call, *arguments):
+    """Frames between a caller and its call, at whatever addresses."""
+    return nested(depth - 1, call, *arguments) if depth else call(*arguments)
+
+
+@torch.no_grad()
+def test_a_bar_opened_by_another_function_serves_the_loop():
+    loop = Elsewhere(ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()), EVERY))
+    loop.open()
+    for k, t in enumerate(loop.pipe.scheduler.timesteps):
+        nested(k, loop.call, t)
+    loop.bar.__exit__(None, None, None)
+    assert sampling(loop.pipe)["fresh"] == [True, False, False] * 3

@@ -20,7 +20,7 @@ from .returns import Disagreement, Returns, check, own_scales, own_step
 from .table import first_rows, table_of
 
 # What step() is given anew at every step.
-_GIVEN = frozenset(("model_output", "timestep", "sample", "generator", "return_dict"))
+GIVEN = frozenset(("model_output", "timestep", "sample", "generator", "return_dict"))
 # The solver's own numbers, which stay what they are from step to step.
 _CONSTANT = frozenset(("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise"))
 # What a scheduler without a memory is handed back by its pipeline.
@@ -171,6 +171,6 @@ def same(extra: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def extra_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of step() that belong to the solver: eta, s_churn and their like."""
-    if given.keys() <= _GIVEN:
+    if given.keys() <= GIVEN:
         return {}
-    return {key: value for key, value in given.items() if key not in _GIVEN and value is not None}
+    return {key: value for key, value in given.items() if key not in GIVEN and value is not None}

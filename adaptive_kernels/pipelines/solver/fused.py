@@ -57,14 +57,16 @@ class Buffers:
         """[rows, ...] float32: the latents of the row at hand."""
         return self._slots[self.row % len(self._slots)]
 
+    def untouched(self, sample: Tensor) -> bool:
+        """Whether these are the latents that were handed back, as they were."""
+        version = self._version
+        return sample is self._given and version is not None and sample._version == version
+
     def merge(self, sample: Tensor, dtype: torch.dtype) -> None:
         """Takes in what was done to the latents since they were handed back.
 
         dtype: the narrowest they have been in since.
         """
-        version = self._version
-        if sample is self._given and version is not None and sample._version == version:
-            return
         here = self.here()
         if dtype == torch.float32:
             here.copy_(sample)
@@ -116,9 +118,10 @@ class Fused:
         """What the scheduler's step() would return of the arguments in `given`."""
         buffers, returns, sample = self.buffers, self.returns, given["sample"]
         model_output, row = given["model_output"], buffers.row
-        narrow = sample.dtype if returns.dtype == torch.float32 else returns.dtype
         here = buffers.here()
-        buffers.merge(sample, narrow)
+        if not buffers.untouched(sample):
+            narrow = sample.dtype if returns.dtype == torch.float32 else returns.dtype
+            buffers.merge(sample, narrow)
         if self._noise.draws:
             noise = buffers.state.noise[row]
             self._noise.into(noise, row, given.get("generator"), model_output)

@@ -41,7 +41,8 @@ class Own:
         """What step() returns; call: () -> the scheduler's own, with the pipeline's arguments."""
         result = call()
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
-        self.buffers.merge(given["sample"].detach(), torch.float32)
+        if not self.buffers.untouched(given["sample"]):
+            self.buffers.merge(given["sample"].detach(), torch.float32)
         self.buffers.advance(latents.detach().float(), fresh, keep=False)
         self.buffers.given(latents)
         return result
