@@ -241,6 +241,20 @@ def _asks(config, x, calls):
     return limit or not bool(left < config.threshold * (x[-2] - x[-3]).double().norm())
 
 
+def test_both_stages_of_a_step_that_is_no_table_call_or_neither():
+    case = next(c for c in CASES if c.id == "heun")
+    pipe = loop_pipeline(type(case.make()).from_config({**case.config, "clip_sample": True}))
+    theirs = run(pipe)[0][-1][0]
+    with ak.adaptive(pipe, NEVER):
+        assert torch.equal(run(pipe)[0][-1][0], theirs)
+    ak.enable_adaptive(pipe, ak.AdaptiveConfig(criterion="third_order", threshold=2.0))
+    with pytest.warns(RuntimeWarning, match="clip_sample=True"):
+        run(pipe)
+    fresh = ak.summary(pipe, as_dict=True)["last"]["samplings"][0]["fresh"]
+    assert len(fresh) == 2 * STEPS - 1 and not all(fresh)
+    assert fresh[:-1:2] == fresh[1::2]
+
+
 def test_rules_that_need_a_table_refuse_a_scheduler_that_is_none_or_fall_back():
     case = next(c for c in CASES if c.scheduler == "DDIMScheduler")
     clipped = type(case.make()).from_config({**case.config, "clip_sample": True})

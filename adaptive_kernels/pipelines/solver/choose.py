@@ -65,7 +65,8 @@ class Choice:
             return
         begin, stages = self.begin or 0, int(getattr(scheduler, "order", 1))
         rows = max(1, len(scheduler.timesteps) - begin)
-        if begin % stages or rows % stages:
+        if begin % stages:
+            # Nobody knows then which calls belong to one step.
             stages = 1
         self.solver = Own(rows, stages, self.config, given["sample"], samples)
 
@@ -135,6 +136,7 @@ class Choice:
         self.config = AdaptiveConfig(
             criterion="third_order",
             max_skip=self.config.max_skip,
+            warmup=self.config.warmup,
             granularity=self.config.granularity,
         )
         self.notes.append(f"third_order with reuse in place of defect: {why}")
