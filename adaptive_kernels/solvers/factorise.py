@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .probe import Probe, ProbeError
+from .drive import ProbeError
+from .probe import Probe
 
 # Coefficients are exact to a few float64 roundings; anything beyond this share of its row is real.
 _TOLERANCE = 1e-11

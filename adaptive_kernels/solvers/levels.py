@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import probe
+from . import copies
 
 # Largest mismatch of a table with its own levels, in units of the latents: DDIM with trailing
 # timesteps rounds them and steps by another distance, one training timestep off.
@@ -59,7 +59,7 @@ def read_levels(
         return None
     # A fresh copy for each row: a scheduler may keep the index of its first call.
     pairs = [
-        probe.start_weights(probe.begin_at(scheduler, begin + i), timesteps[i:])
+        copies.start_weights(copies.begin_at(scheduler, begin + i), timesteps[i:])
         for i in range(len(timesteps))
     ]
     alpha, sigma = torch.tensor(pairs, dtype=torch.float64, device="cpu").T

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import factorise, probe
+from . import copies, drive, factorise
 from .levels import read_levels
+from .probe import Probe, probe
 
 _NO_TABLE = {
     "variance_type": "scales the noise by a network output; construct it with a fixed variance",
@@ -40,28 +41,24 @@ def read_scheduler(
     _check_arguments(scheduler, num_inference_steps, step_kwargs, set_timesteps_kwargs)
     # Schedulers create tensors of their own, which must meet the probe's on one device.
     with _on_cpu(), torch.no_grad():
-        twin = probe.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
+        twin = copies.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
         stages = int(getattr(twin, "order", 1))
         begin = _begin(twin, num_inference_steps, strength, begin_index, stages)
         # A text-to-image pipeline sets no begin index, and a scheduler may mind.
-        run = twin if strength is None and not begin else probe.begin_at(twin, begin)
+        run = twin if strength is None and not begin else copies.begin_at(twin, begin)
         return _read(scheduler, twin, copy.deepcopy(run), begin, step_kwargs)
 
 
 def read_prepared(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `SolverTable` of a scheduler whose timesteps are set, from row `begin` on."""
     _refuse(scheduler)
-    probe.check_step_kwargs(scheduler, step_kwargs)
+    drive.check_step_kwargs(scheduler, step_kwargs)
     with _on_cpu(), torch.no_grad():
-        twin = probe.on_cpu(scheduler)
+        twin = copies.on_cpu(scheduler)
         if getattr(twin, "_step_index", None) is not None:
             # scale_model_input() of the first step has set it, and step() sets it to the same.
             twin._step_index = None
-        if begin % int(getattr(twin, "order", 1)):
-            raise UnsupportedSchedulerError(
-                f"{type(scheduler).__name__}: row {begin} of its schedule is not the first call "
-                "of a whole step"
-            )
+        _begin(twin, None, None, begin, int(getattr(twin, "order", 1)))
         return _read(scheduler, twin, copy.deepcopy(twin), begin, step_kwargs)
 
 
@@ -75,10 +72,10 @@ def _read(
     timesteps = twin.timesteps[begin:].clone()
     try:
         probed, solver = _solve(run, timesteps, step_kwargs)
-        start = probe.start_weights(probe.begin_at(twin, begin), timesteps)
+        start = copies.start_weights(copies.begin_at(twin, begin), timesteps)
         scale = solver.z.norm(dim=1)
         levels = read_levels(twin, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C)
-    except probe.ProbeError as error:
+    except drive.ProbeError as error:
         reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
         name = type(scheduler).__name__
         raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
@@ -102,14 +99,14 @@ def _read(
 
 def _solve(
     run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]
-) -> tuple[probe.Probe, factorise.Solver]:
+) -> tuple[Probe, factorise.Solver]:
     """What the steps do, by the quick way where that tells the whole truth."""
-    if probe.may_be_quick(type(run)):
-        with suppress(probe.ProbeError):
+    if drive.may_be_quick(type(run)):
+        with suppress(drive.ProbeError):
             quick = copy.deepcopy(run)
-            probed = probe.probe(quick, timesteps, step_kwargs, quick=True)
+            probed = probe(quick, timesteps, step_kwargs, quick=True)
             return probed, factorise.solve(probed)
-    probed = probe.probe(run, timesteps, step_kwargs)
+    probed = probe(run, timesteps, step_kwargs)
     return probed, factorise.solve(probed)
 
 
@@ -159,7 +156,7 @@ def _clamp(scheduler: Any) -> str:
 def _check_arguments(
     scheduler: Any, num_inference_steps: Any, step_kwargs: dict, set_timesteps_kwargs: dict
 ) -> None:
-    probe.check_step_kwargs(scheduler, step_kwargs)
+    drive.check_step_kwargs(scheduler, step_kwargs)
     if num_inference_steps is None:
         if not {"timesteps", "sigmas"} & set_timesteps_kwargs.keys():
             raise ValueError("num_inference_steps must be given unless timesteps or sigmas are")

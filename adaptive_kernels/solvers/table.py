@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .drive import Draw
 from .keywords import known_keywords
 from .levels import NoiseLevels
-from .probe import Draw
 from .scheduler import read_prepared, read_scheduler
 
 

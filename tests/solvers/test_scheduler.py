@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adaptive_kernels.solvers import probe
+from adaptive_kernels.solvers import drive, probe
+from adaptive_kernels.solvers import scheduler as reading
 from adaptive_kernels.solvers.scheduler import UnsupportedSchedulerError
 from adaptive_kernels.solvers.table import SolverTable
 from tests.support.schedulers import CASE, CASES, STEPS, Case, follow, in_float64, loop, prepare
@@ -89,8 +90,8 @@ class Rounding(TorchFunctionMode):
 def test_the_quick_way_to_a_table_gives_the_same_table(case, monkeypatch):
     """What it cannot see, draws and casts on the way, sends it the long way round."""
     quick = SolverTable.from_scheduler(case.make(), 12, **case.kwargs)
-    monkeypatch.setattr(probe, "may_be_quick", lambda kind: False)
-    monkeypatch.setattr(probe, "_Vector", None)
+    monkeypatch.setattr(drive, "may_be_quick", lambda kind: False)
+    monkeypatch.setattr(probe, "Vector", None)
     whole = SolverTable.from_scheduler(case.make(), 12, **case.kwargs)
     for name in ("p", "q", "A", "S", "C", "input_scale", "estimate"):
         ours, theirs = getattr(quick, name), getattr(whole, name)
@@ -162,7 +163,7 @@ def compare(case: Case, n: int, begin: int | None = None, **where) -> float:
             seen.append(original(*args, **named))
             return seen[-1]
 
-        patch.setattr(probe, "probe", watched)
+        patch.setattr(reading, "probe", watched)
         table = SolverTable.from_scheduler(case.make(), n, **case.kwargs, **where)
     scheduler, timesteps = prepare(case, n, begin)
     assert torch.equal(table.timesteps, timesteps) and table.timesteps.dtype == timesteps.dtype
