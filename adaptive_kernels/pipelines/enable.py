@@ -11,7 +11,7 @@ from ..rules.config import AdaptiveConfig
 from .generation import Generation, active
 from .networks import check_pipeline, find, names_of
 from .record import Record
-from .standin import StandIn, take
+from .standin import NOTHING, StandIn, take
 
 
 class Adaptive(StandIn):
@@ -26,10 +26,14 @@ class Adaptive(StandIn):
         self.last: Record | None = None
         self.generations = self.made = self.skipped = 0
         self.told: set = set()
+        self.notes: list[str] = []  # why calls were none that could be followed
 
     def __deepcopy__(self, memo: dict) -> "Adaptive":
         # A copied pipeline is enabled as its original is, with a state of its own.
-        return Adaptive(copy.deepcopy(self.owner, memo), self.config, self.networks)
+        twin = Adaptive(copy.deepcopy(self.owner, memo), self.config, self.networks)
+        if self.before is not NOTHING:
+            twin.before = twin.original = copy.deepcopy(self.before, memo)
+        return twin
 
     def __reduce__(self) -> tuple:
         return Adaptive, (self.owner, self.config, self.networks)
@@ -59,9 +63,9 @@ class Adaptive(StandIn):
 
     def tell_unopened(self) -> None:
         """Says that the pipeline's loop is none that can be followed."""
-        name = type(self.owner).__name__
-        message = f"{name}: nothing was skipped: its progress bar is no context of its loop"
-        self._tell("unopened", message)
+        note = "nothing was skipped: its progress bar is no context of its loop"
+        self.notes = [note]
+        self._tell(note, f"{type(self.owner).__name__}: {note}")
 
     def _tell(self, key: object, message: str) -> None:
         if key not in self.told:
@@ -103,19 +107,19 @@ class _Bar:
     def _enter(self, loop: tuple) -> Any:
         generation = active()
         if generation is not None and generation.record is self._adaptive.last:
-            self._outer = generation.loop
+            self._outer = generation.caller.loop
         else:
             generation = self._adaptive.generation()
             generation.open()
         self._generation = generation
-        generation.loop = loop
+        generation.caller.loop = loop
         return self._bar.__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         generation, self._generation = self._generation, None
         if self._outer is not None:
-            generation.pause()
-            generation.loop = self._outer
+            generation.forget()
+            generation.caller.loop = self._outer
         else:
             generation.close()
         handled = self._bar.__exit__(*error)

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 
 # Components that diffusers' pipelines call at every step, by the names they give to them.
-NAMES = (
-    *("unet", "unet_2", "transformer", "transformer_2", "transformer_3"),
-    *("prior", "decoder", "controlnet", "controlnet_2"),
-)
+NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder", "controlnet")
 # What the sources of pipelines that cannot be served have, and why they cannot.
 _REFUSED = {
     "scheduler.__dict__": "steps several views with one scheduler by turns",
@@ -19,7 +16,7 @@ _REFUSED = {
     "attention_store": "reads its network's attention at every step",
 }
 # Networks that feed another one and predict nothing themselves.
-_FEEDING = ("controlnet", "controlnet_2")
+_FEEDING = ("controlnet",)
 
 
 def check_pipeline(pipe: Any) -> None:

@@ -29,6 +29,8 @@ class Sampling:
     def end(self) -> None:
         """Keeps the scores and lets the latents go."""
         if self.buffers is not None:
+            if (self.buffers.state.index.cpu() != len(self.fresh)).any():
+                self.notes.append("steps were lost on the device: these latents are wrong")
             self.reads = self.buffers.decision.reader.reads
             self._score = self.buffers.state.score[: len(self.fresh)].cpu()
             self.buffers = None
@@ -58,7 +60,7 @@ class Record:
     samplings: list[Sampling] = field(default_factory=list)
     made: Counter = field(default_factory=Counter)  # calls by network
     skipped: Counter = field(default_factory=Counter)
-    network_seconds: float = 0.0  # in the networks' calls
+    network_seconds: dict[str, float] = field(default_factory=dict)  # in its calls, by network
     began: float = 0.0
     seconds: float | None = None  # of the loop; None: it has not ended
     notes: list[str] = field(default_factory=list)  # what belongs to no sampling

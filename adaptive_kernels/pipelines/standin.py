@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 _LOCK = threading.RLock()
-_NOTHING = object()
+NOTHING = object()
 
 
 class StandIn:
@@ -21,7 +21,7 @@ class StandIn:
     def __init__(self, owner: Any, name: str, handler: Callable[..., Any]):
         self.owner, self.name, self.handler = owner, name, handler
         self.original = getattr(owner, name)
-        self.before = vars(owner).get(name, _NOTHING)
+        self.before = vars(owner).get(name, NOTHING)
         self.count = 1
         self.__name__ = name
         self.__doc__ = getattr(self.original, "__doc__", None)
@@ -39,14 +39,14 @@ class StandIn:
         plain = getattr(type(self.owner), self.name, None)
         own = getattr(self.before, "__self__", None) is self.owner
         same = own and getattr(self.before, "__func__", None) is plain
-        return self.before is not _NOTHING and not same
+        return self.before is not NOTHING and not same
 
     def __deepcopy__(self, memo: dict) -> Any:
         twin = memo.get(id(self.owner))
         if twin is None:
             # The owner's dictionary alone: who copies that means to put it back.
             return self
-        if self.before is not _NOTHING:
+        if self.before is not NOTHING:
             return copy.deepcopy(self.before, memo)
         return types.MethodType(getattr(type(self.owner), self.name), twin)
 
@@ -79,7 +79,7 @@ def take(standin: StandIn) -> None:
         own = vars(standin.owner)
         if standin.count or own.get(standin.name) is not standin:
             return
-        if standin.before is _NOTHING:
+        if standin.before is NOTHING:
             del own[standin.name]
         else:
             own[standin.name] = standin.before

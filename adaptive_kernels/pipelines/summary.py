@@ -30,6 +30,7 @@ def summary(pipe: Any, as_dict: bool = False) -> str | dict[str, Any]:
         "config": _config(standing.config),
         "generations": standing.generations,
         "calls": {"made": standing.made, "skipped": standing.skipped},
+        "notes": list(standing.notes),
         "last": None if standing.last is None else _last(standing.last),
     }
     return report if as_dict else _text(report)
@@ -66,10 +67,10 @@ def _config(config: Any) -> dict[str, Any]:
 
 
 def _last(record: Record) -> dict[str, Any]:
-    made, skipped = sum(record.made.values()), sum(record.skipped.values())
     saved = None
-    if made and record.seconds is not None:
-        saved = record.network_seconds / made * skipped
+    if record.seconds is not None:
+        seconds, made = record.network_seconds, record.made
+        saved = sum(seconds[n] / made[n] * k for n, k in record.skipped.items() if made[n])
     return {
         "config": _config(record.config),
         "networks": {
@@ -79,6 +80,7 @@ def _last(record: Record) -> dict[str, Any]:
         "seconds": record.seconds,
         "seconds_saved": saved,
         "nothing_skipped": record.nothing_skipped(),
+        "notes": list(record.notes),
         "samplings": [_sampling(sampling) for sampling in record.samplings],
     }
 
@@ -105,7 +107,8 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 def _text(report: dict[str, Any]) -> str:
     last = report["last"]
     if last is None:
-        return f"{report['pipeline']}: enabled, not called yet ({_rule(report['config'])})"
+        state = "; ".join(report["notes"]) or "enabled, not called yet"
+        return f"{report['pipeline']}: {state} ({_rule(report['config'])})"
     lines = []
     for sampling in last["samplings"]:
         made, done, rows = sum(sampling["fresh"]), sampling["done"], sampling["rows"]
@@ -129,6 +132,7 @@ def _text(report: dict[str, Any]) -> str:
         lines += [f"  note       {note}" for note in sampling["notes"]]
     if not last["samplings"]:
         lines.append(f"{report['pipeline']}: no step was seen")
+    lines += [f"  note       {note}" for note in last["notes"]]
     for name, calls in last["networks"].items():
         lines.append(f"  {name:<10} {calls['made']} calls made, {calls['skipped']} skipped")
     if last["seconds"] is not None:

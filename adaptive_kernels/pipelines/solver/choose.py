@@ -2,7 +2,6 @@
 
 import inspect
 import weakref
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +13,13 @@ from ...rules.fills import FillTables, fill_tables, stochastic
 from ...sampling.state import MAX_HISTORY
 from ...solvers.scheduler import UnsupportedSchedulerError
 from ...solvers.table import SolverTable
+from .arguments import extra_of
+from .buffers import Buffers
 from .fused import Fused
-from .own import Own
+from .own import Own, passing
 from .returns import Disagreement, Returns, check, own_scales, own_step
 from .table import first_rows, table_of
 
-# What step() is given anew at every step.
-GIVEN = frozenset(("model_output", "timestep", "sample", "generator", "return_dict"))
 # The solver's own numbers, which stay what they are from step to step.
 _CONSTANT = frozenset(("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise"))
 # What a scheduler without a memory is handed back by its pipeline.
@@ -58,7 +57,8 @@ class Choice:
             self.notes.append("gradients are asked for: every step calls the network")
         if self.table is not None:
             tables = self._fills(self.table)
-            self.solver = Fused(self.table, self.config, tables, given["sample"], samples, returns)
+            buffers = Buffers(self.table, self.config, tables, given["sample"], samples)
+            self.solver = Fused(self.table, returns, buffers)
             if not returns.scales:
                 self.scales = self.table.input_scale.tolist()
             self._little_to_gain(given["model_output"])
@@ -68,7 +68,9 @@ class Choice:
         if begin % stages:
             # Nobody knows then which calls belong to one step.
             stages = 1
-        self.solver = Own(rows, stages, self.config, given["sample"], samples)
+        table = passing(rows, stages)
+        tables = fill_tables(table, self.config)
+        self.solver = Own(Buffers(table, self.config, tables, given["sample"], samples))
 
     def _check_step(self, given: dict[str, Any], rows: int) -> None:
         """Raise for calls of step() that no table stands for.
@@ -88,6 +90,10 @@ class Choice:
             where = "twice in" if rows else "not in"
             raise UnsupportedSchedulerError(
                 f"{name}: the timestep that the pipeline begins with stands {where} its schedule"
+            )
+        if self.begin % int(getattr(self.scheduler, "order", 1)):
+            raise UnsupportedSchedulerError(
+                f"{name}: row {self.begin} of its schedule is not the first call of a whole step"
             )
         if given["model_output"].shape != given["sample"].shape:
             raise UnsupportedSchedulerError(
@@ -161,18 +167,3 @@ class Choice:
                 "a bfloat16 network's rounding counts as error, and calls are spent on it; "
                 "float16 has none of this"
             )
-
-
-def same(extra: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both are the same numbers by name; tensors are never."""
-    return extra.keys() == other.keys() and all(
-        isinstance(value, (bool, int, float, str)) and value == other[name]
-        for name, value in extra.items()
-    )
-
-
-def extra_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of step() that belong to the solver: eta, s_churn and their like."""
-    if given.keys() <= GIVEN:
-        return {}
-    return {key: value for key, value in given.items() if key not in GIVEN and value is not None}

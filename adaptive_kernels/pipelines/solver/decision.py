@@ -68,7 +68,7 @@ class Decision:
 
     def done(self, row: int, fresh: bool) -> None:
         """Takes note of a row that was done, and asks for what the next one needs."""
-        self.run = 1 if fresh and row % self.stages == 0 else self.run + 1
+        self.run = 1 if fresh else self.run + 1
         if fresh:
             self.before, self.newest = self.newest, row
         self._answer = self._known(row, fresh)

@@ -19,7 +19,6 @@ class Noise:
         self.shape = shape
         self.scale = table.S.tolist()
         self.rows = table.draws
-        self.draws = any(map(len, table.draws))
 
     def into(self, noise: Tensor, row: int, generator: Any, model_output: Tensor) -> None:
         """Writes z of a row, [B, N] float32: the draws in the scheduler's own weights over S."""

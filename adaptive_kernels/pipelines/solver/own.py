@@ -3,12 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...rules.config import AdaptiveConfig
-from ...rules.fills import fill_tables
 from ...solvers.table import SolverTable
-from .fused import Buffers
+from .buffers import Buffers
 
 
 def passing(rows: int, stages: int) -> SolverTable:
@@ -30,12 +27,8 @@ class Own:
     A skipped step hands it the last output again, as the pipeline makes it of the networks' last.
     """
 
-    def __init__(
-        self, rows: int, stages: int, config: AdaptiveConfig, sample: Tensor, samples: int
-    ):
-        table = passing(rows, stages)
-        self.rows = rows
-        self.buffers = Buffers(table, config, fill_tables(table, config), sample, samples)
+    def __init__(self, buffers: Buffers):
+        self.buffers, self.rows = buffers, buffers.rows
 
     def step(self, call: Any, given: dict[str, Any], fresh: bool) -> Any:
         """What step() returns; call: () -> the scheduler's own, with the pipeline's arguments."""

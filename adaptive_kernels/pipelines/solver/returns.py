@@ -63,20 +63,15 @@ def own_step(
     """
     parameters = inspect.signature(type(scheduler).step).parameters
     default = parameters["return_dict"].default if "return_dict" in parameters else None
-    twin = copy.deepcopy(scheduler)
-    step = type(twin).step
+    fed = {"model_output": model_output, "timestep": timestep, "sample": sample, **extra}
     with _NoNoise():
-        result = step(twin, model_output, timestep, sample, **extra)
+        result = copy.deepcopy(scheduler).step(**fed)
     output_class, names = None, ("prev_sample",)
     if isinstance(result, tuple):
         values = result
         if default is not None:
             with _NoNoise():
-                other = step(
-                    copy.deepcopy(scheduler),
-                    *(model_output, timestep, sample),
-                    **{**extra, "return_dict": not default},
-                )
+                other = copy.deepcopy(scheduler).step(**fed, return_dict=not default)
             result = other if not isinstance(other, tuple) else result
     if not isinstance(result, tuple):
         output_class, names = type(result), tuple(result.keys())

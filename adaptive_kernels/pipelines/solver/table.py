@@ -92,7 +92,7 @@ def first_rows(scheduler: Any, timestep: Any) -> list[int]:
     for name in ("_step_index", "_begin_index"):
         index = getattr(scheduler, name, None)
         if index is not None:
-            return [int(index)]
+            return [int(index)] if index < len(scheduler.timesteps) else []
     timesteps, at = _on_cpu(scheduler.timesteps), _on_cpu(timestep)
     if at.numel() != 1:
         return []
