@@ -29,7 +29,7 @@ class Sampling:
     def end(self) -> None:
         """Keeps the scores and lets the latents go."""
         if self.buffers is not None:
-            if (self.buffers.state.index.cpu() != len(self.fresh)).any():
+            if (self.buffers.state.index.cpu() < len(self.fresh)).any():
                 self.notes.append("steps were lost on the device: these latents are wrong")
             self.reads = self.buffers.decision.reader.reads
             self._score = self.buffers.state.score[: len(self.fresh)].cpu()

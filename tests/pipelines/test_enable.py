@@ -12,6 +12,7 @@ import torch
 import adaptive_kernels as ak
 from adaptive_kernels.pipelines.generation import active
 from tests.support.pipelines.cases import CASES, STEPS
+from tests.support.pipelines.image import with_ip_adapter
 from tests.support.pipelines.loop import Sway, loop_pipeline
 from tests.support.pipelines.parts import scheduler, unet
 from tests.support.schedulers import CASE
@@ -61,7 +62,10 @@ def test_a_progress_bar_of_the_users_own_comes_back():
     with ak.adaptive(pipe, SKIPPING):
         SD.generate(pipe)
         assert not all(fresh(pipe))
+        twin = copy.deepcopy(pipe)
     assert vars(pipe)["progress_bar"] is own
+    ak.disable_adaptive(twin)
+    assert vars(twin)["progress_bar"].__self__ is twin
 
 
 def test_adaptive_gives_back_what_was_there():
@@ -431,10 +435,6 @@ def test_weights_changed_between_calls_are_the_networks_own_matter():
 
 
 def test_ip_adapter():
-    from diffusers import StableDiffusionPipeline  # noqa: F401
-
-    from tests.support.pipelines.image import with_ip_adapter
-
     pipe = with_ip_adapter(SD.make())
     embeds = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0))
     plain = SD.generate(pipe, ip_adapter_image_embeds=[embeds])

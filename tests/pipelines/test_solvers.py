@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
+from adaptive_kernels.pipelines.generation import active
 from tests.support.pipelines.loop import Sway, loop_pipeline
 from tests.support.schedulers import CASES
 
@@ -462,3 +463,41 @@ def test_what_a_plain_call_leaves_in_the_scheduler_matters_to_nobody(name):
     with ak.adaptive(pipe, NEVER):
         first = run(pipe, latents=start)[0][-1][0]
         assert torch.equal(run(pipe, latents=start)[0][-1][0], first)
+
+
+def test_float64_pipelines_get_float64_back():
+    pipe = loop_pipeline(next(c for c in CASES if c.id == "euler").make(), Sway().double())
+    start = noise(dtype=torch.float64)
+    theirs = run(pipe, latents=start)[0]
+    with ak.adaptive(pipe, NEVER):
+        ours = run(pipe, latents=start)[0]
+    for one, other in zip(ours, theirs, strict=True):
+        assert_close(one[0], other[0])
+
+
+def test_steps_that_the_device_did_not_do_are_told():
+    """Nothing should ever do so; if it does, the latents are not to be trusted."""
+    pipe = ak.enable_adaptive(loop_pipeline(CASES[0].make()), NEVER)
+
+    def lose(pipe, row, latents):
+        active().solver.buffers.state.progress[0] -= int(row == 4)
+        return latents
+
+    with pytest.warns(RuntimeWarning, match="steps were lost on the device"):
+        run(pipe, edit=lose)
+    assert "steps were lost on the device" in ak.summary(pipe)
+
+
+def test_a_prepared_table_begins_where_the_schedule_has_rows():
+    case = next(c for c in CASES if c.id == "heun")
+    scheduler = case.make()
+    scheduler.set_timesteps(5)
+    whole = ak.SolverTable.from_scheduler(case.make(), 5, begin_index=2)
+    assert torch.equal(ak.SolverTable.from_prepared(scheduler, begin_index=2).C, whole.C)
+    for index, why in (
+        (9, r"in \[0, 8\]"),
+        (-1, r"in \[0, 8\]"),
+        (3, "a multiple of the 2 stages"),
+    ):
+        with pytest.raises(ValueError, match=f"begin_index must be .*{why}"):
+            ak.SolverTable.from_prepared(scheduler, begin_index=index)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import adaptive_kernels as ak
+from adaptive_kernels.pipelines.record import Record
+from adaptive_kernels.pipelines.summary import _last
 from tests.support.pipelines.cases import CASES
 from tests.support.pipelines.loop import Sway, loop_pipeline
 from tests.support.schedulers import CASE
@@ -101,6 +103,30 @@ def test_a_warning_points_at_the_users_line():
     with pytest.warns(RuntimeWarning, match="nothing was skipped") as caught:
         pipe("a red ball", num_inference_steps=2, output_type="latent")
     assert {w.filename for w in caught if w.category is RuntimeWarning} == {__file__}
+
+
+def test_a_step_that_nobody_understands_is_left_alone_and_told():
+    """Whatever else a scheduler calls its latents."""
+
+    class Other(type(CASE["ddim"].make())):
+        def step(self, model_output, timestep, latents, return_dict=True):
+            return super().step(model_output, timestep, latents, return_dict=return_dict)
+
+    pipe = loop_pipeline(Other.from_config(CASE["ddim"].make().config))
+    plain = pipe(NOISE)[-1][0]
+    ak.enable_adaptive(pipe)
+    with pytest.warns(RuntimeWarning, match="step.. is called in a way that nobody understands"):
+        assert torch.equal(pipe(NOISE)[-1][0], plain)
+    assert "in a way that nobody understands" in ak.summary(pipe)
+
+
+def test_time_saved_is_counted_by_network():
+    """Calls of a ControlNet and of a U-Net do not cost the same."""
+    record = Record("Pipe", ak.AdaptiveConfig(), ("controlnet", "unet"), seconds=8.0)
+    record.made.update(controlnet=2, unet=4)
+    record.skipped.update(controlnet=6, unet=1)
+    record.network_seconds = {"controlnet": 1.0, "unet": 6.0}
+    assert _last(record)["seconds_saved"] == 0.5 * 6 + 1.5 * 1
 
 
 def test_never_is_not_told_that_nothing_was_skipped():
