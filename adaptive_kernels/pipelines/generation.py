@@ -128,7 +128,7 @@ class Generation:
             self._standins.append(put(self.scheduler, "scale_model_input", _scale))
         self.sampling = Sampling(
             type(self.scheduler).__name__,
-            *(choice.config, choice.notes, choice.hints, choice.solver.rows),
+            *(choice.config, choice.notes, choice.hints, choice.solver.buffers.rows),
             samples=samples,
             stages=choice.solver.buffers.decision.stages,
             buffers=choice.solver.buffers,

@@ -17,7 +17,7 @@ class Course:
 
     def __init__(self, scheduler: Any, choice: Choice):
         self._scheduler, self._choice = scheduler, choice
-        self._solver, table = choice.solver, choice.table
+        self._buffers, table = choice.solver.buffers, choice.table
         # Pipelines and scale_model_input() look at the step index: it goes on.
         self._counts = table is not None and hasattr(scheduler, "_step_index")
         # A scheduler that counts its steps does not look at the timestep.
@@ -26,17 +26,17 @@ class Course:
 
     @property
     def finished(self) -> bool:
-        return self._solver.buffers.row >= self._solver.rows
+        return self._buffers.row >= self._buffers.rows
 
     def may_skip(self) -> bool:
         """Whether the next step may do without the networks; waits for the device where it must."""
-        return not self.finished and not self._solver.buffers.decision.fresh()
+        return not self.finished and not self._buffers.decision.fresh()
 
     def changed(self, given: dict[str, Any]) -> str | None:
         """None where a step goes on with this sampling; else what is not as in it, or ""."""
         if self.finished:
             return ""
-        if given["sample"].shape != self._solver.buffers.shape:
+        if given["sample"].shape != self._buffers.shape:
             return "the latents have another shape"
         if self._choice.table is None:
             # The scheduler steps itself, and goes on whatever it is given.
@@ -46,7 +46,7 @@ class Course:
             return "step() is given other arguments"
         if self._timesteps is None:
             return None
-        row, timestep = self._solver.buffers.row, given["timestep"]
+        row, timestep = self._buffers.row, given["timestep"]
         elsewhere = isinstance(timestep, Tensor) and timestep.device.type != "cpu"
         if elsewhere and self._is_own(timestep, row):
             return None
@@ -66,10 +66,10 @@ class Course:
     def show(self) -> None:
         """Sets the scheduler's step index to what its own step() would have made it."""
         if self._counts:
-            self._scheduler._step_index = self._choice.begin + self._solver.buffers.row
+            self._scheduler._step_index = self._choice.begin + self._buffers.row
 
     def scaled(self, sample: Tensor) -> Tensor | None:
         """c_i x, where the scheduler's scale_model_input() cannot give it; else None."""
         if self._choice.scales is None or self.finished:
             return None
-        return sample * self._choice.scales[self._solver.buffers.row]
+        return sample * self._choice.scales[self._buffers.row]

@@ -14,7 +14,7 @@ class Fused:
     """Steps a batch by its table, latents in float32, a decision taken with every step."""
 
     def __init__(self, table: SolverTable, returns: Returns, buffers: Buffers):
-        self.returns, self.buffers, self.rows = returns, buffers, table.num_steps
+        self.returns, self.buffers = returns, buffers
         self._noise = Noise(table, buffers.shape)
         self._estimate = None
         if returns.estimate_dtype is not None and table.estimate is not None:

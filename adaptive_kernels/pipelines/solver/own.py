@@ -28,7 +28,7 @@ class Own:
     """
 
     def __init__(self, buffers: Buffers):
-        self.buffers, self.rows = buffers, buffers.rows
+        self.buffers = buffers
 
     def step(self, call: Any, given: dict[str, Any], fresh: bool) -> Any:
         """What step() returns; call: () -> the scheduler's own, with the pipeline's arguments."""
