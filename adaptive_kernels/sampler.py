@@ -13,8 +13,9 @@ from .rules.fills import fill_tables
 from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
-from .sampling.state import MAX_HISTORY, State
+from .sampling.state import State
 from .solvers.keywords import known_keywords
+from .solvers.scheduler import MAX_HISTORY
 from .solvers.table import SolverTable
 
 __all__ = ["AdaptiveSampler"]
@@ -53,8 +54,8 @@ class AdaptiveSampler:
             network on the conditional half alone.
         dtype: of the network's input; None takes the dtype of the model's parameters.
         executor: "auto", "graph", "groups" or "eager".
-        **table_arguments: passed to `SolverTable.from_scheduler`: strength or begin_index,
-            step_kwargs, and what the scheduler's set_timesteps() takes (mu, sigmas, ...).
+        **table_arguments: passed to `SolverTable.from_scheduler`: strength (with strength_rounding)
+            or begin_index, step_kwargs, and what the scheduler's set_timesteps() takes (mu, ...).
 
     Raises:
         UnsupportedSchedulerError: the scheduler is no table; names the setting.
@@ -92,10 +93,7 @@ class AdaptiveSampler:
                 scheduler, num_inference_steps, **table_arguments
             )
         if self.table.history > MAX_HISTORY:
-            raise ValueError(
-                f"scheduler must keep at most {MAX_HISTORY} outputs, got {self.table}; PNDM needs "
-                "skip_prk_steps=True"
-            )
+            raise ValueError(f"scheduler must keep at most {MAX_HISTORY} outputs, got {self.table}")
         self.config = config or AdaptiveConfig()
         self._tables = fill_tables(self.table, self.config)
         self._executors = Executors(executor, self.table, self.config)

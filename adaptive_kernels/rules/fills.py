@@ -66,8 +66,9 @@ def coordinates(table: SolverTable) -> Coordinates:
         return Coordinates(zero, torch.ones_like(table.p), table.p, table.q, zero, two)
     if levels is None:
         raise ValueError(
-            f"fill must be 'reuse' for {table}: its scheduler has no add_noise() whose levels fit "
-            "its own steps; criteria 'third_order', 'released' and 'every(k)' can reuse"
+            f"fill must be 'reuse' for {table}: its scheduler's noise levels are not known, as "
+            "neither add_noise() nor the schedule it keeps fits its own steps; "
+            "AdaptiveConfig(criterion='third_order') does without, as do 'released' and 'every(k)'"
         )
     alpha, sigma, a, b = levels.alpha[:-1], levels.sigma[:-1], levels.a, levels.b
     det = b * alpha - a * sigma

@@ -50,12 +50,19 @@ def begin(
         raise ValueError("noise must have values, got a meta tensor")
     batch = noise.shape[0]
     x = noise.float() * table.init_noise_sigma
-    if latents is None and table.begin:
+    if latents is None and table.needs_latents:
+        why = "was made with a strength"
+        if table.begin:
+            why = f"leaves out the first {table.begin} rows of its schedule"
         raise ValueError(
-            "latents must be given, the clean ones to start from, as this table leaves out "
-            f"the first {table.begin} rows of its schedule; got None"
+            f"latents must be given, the clean ones to start from, as this table {why}; got None"
         )
     if latents is not None:
+        if table.start is None:
+            raise ValueError(
+                f"latents must be None for {table}: its scheduler has no add_noise() and keeps no "
+                "noise levels that fit its steps, so how much noise they need is not known"
+            )
         expect("latents", latents, noise.shape, noise.device)
         clean_scale, noise_scale = table.start
         x = clean_scale * latents.float() + noise_scale * noise.float()

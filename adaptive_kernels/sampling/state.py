@@ -11,9 +11,6 @@ from ..rules.config import AdaptiveConfig
 from ..rules.fills import FillTables, fill_tables
 from ..solvers.table import SolverTable
 
-# The longest history an op takes: kMaxHistory of csrc/op/args.h.
-MAX_HISTORY = 8
-
 
 @dataclass
 class State:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 # Of `SolverTable.from_scheduler`, by those that pass them on.
-_TABLE = ("step_kwargs", "strength", "begin_index")
+_TABLE = ("step_kwargs", "strength", "strength_rounding", "begin_index")
 
 
 def known_keywords(function: Callable, scheduler: Any, given: Iterable[str]) -> None:

@@ -4,9 +4,9 @@
 
 with m the model output. A prediction type is a pair (a, b): epsilon (0, 1), sample (1, 0),
 v (-sigma, alpha), flow (-1, 1), EDM by its preconditioning. alpha and sigma are read from the
-scheduler's own add_noise(); the prediction is the one pair under which the table carries a
-constant x0, and constant noise where it adds none, from level to level, whatever the scheduler's
-configuration is called.
+scheduler's own add_noise(), or from the schedule it keeps; the prediction is the one pair under
+which the table carries a constant x0, and constant noise where it adds none, from level to level,
+whatever the scheduler's configuration is called.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import copies
+from .reading import copies
+from .start import added_noise
 
 # Largest mismatch of a table with its own levels, in units of the latents: DDIM with trailing
 # timesteps rounds them and steps by another distance, one training timestep off.
@@ -36,61 +37,124 @@ class NoiseLevels:
     b: Tensor  # [T] float64
     prediction: str
 
+    @property
+    def rising(self) -> bool:
+        """Whether the rows lead from an image to noise: inversion."""
+        first, last = torch.atan2(self.sigma, self.alpha)[[0, -1]].tolist()
+        return first < last
+
     def __repr__(self) -> str:
         return f"NoiseLevels({self.prediction}, {self.a.shape[0]} steps)"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A table's own numbers."""
+
+    p: Tensor  # [T] float64
+    q: Tensor
+    A: Tensor
+    S: Tensor
+    C: Tensor  # [T, K]
+
+    def follow(self, x: Tensor, m: Tensor) -> Tensor:
+        """x_{i+1} of every row without its noise, from given x_i and m_i, all [T]."""
+        h = self.p * x + self.q * m
+        out = self.A * x
+        for k in range(min(self.C.shape[1], len(x))):
+            out[k:] += self.C[k:, k] * h[: len(h) - k]
+        return out
 
 
 def read_levels(
     scheduler: Any,  # timesteps set; it stays as it is
     timesteps: Tensor,  # [T]
     begin: int,
-    p: Tensor,  # [T] float64, the table's own numbers from here on
-    q: Tensor,
-    A: Tensor,
-    S: Tensor,
-    C: Tensor,  # [T, K]
+    rows: Rows,
 ) -> NoiseLevels | None:
     """Read the levels of a scheduler and find its prediction; None where they do not fit its table.
 
-    A scheduler without add_noise() or scale_noise(), and a table of a single row, have none.
+    They are those of add_noise() or scale_noise(), else of the schedule it keeps: whichever fits.
+    A table of a single row has none, as nothing tells whether they fit.
     """
-    adds = hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")
-    if not adds or len(timesteps) < 2:
+    if len(timesteps) < 2:
         return None
-    # A fresh copy for each row: a scheduler may keep the index of its first call.
-    pairs = [
-        copies.start_weights(copies.begin_at(scheduler, begin + i), timesteps[i:])
-        for i in range(len(timesteps))
-    ]
-    alpha, sigma = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
     config = getattr(scheduler, "config", None) or {}
-    size = (alpha[1:].square() + sigma[1:].square()).sqrt()
+    stages = int(getattr(scheduler, "order", 1))
+    for alpha, sigma in _levels(scheduler, timesteps, begin):
+        found = _fit(alpha, sigma, config, rows)
+        if found is None and stages == 2:
+            found = _fit(alpha, sigma, config, rows, between=True)
+        if found is not None:
+            return found
+    return None
+
+
+def _fit(
+    alpha: Tensor,  # [T] float64
+    sigma: Tensor,
+    config: Mapping[str, Any],
+    rows: Rows,
+    between: bool = False,
+) -> NoiseLevels | None:
+    """The levels with the prediction under which the table carries them; None: under none.
+
+    between: the second stages of steps stand where the table brings them, whatever was given.
+    """
     candidates = []
-    for name, a, b in _predictions(alpha, sigma, config):
-        clean = _apply(A, C, alpha, p * alpha + q * a)
-        mean = _apply(A, C, sigma, p * sigma + q * b)
+    for number, (name, a, b) in enumerate(_predictions(alpha, sigma, config)):
+        if between:
+            alpha, sigma = (v.clone() for v in (alpha, sigma))
+            for x, m in ((alpha, a), (sigma, b)):
+                x[1::2] = rows.follow(x, m)[: len(x) - 1 : 2]
+            name, a, b = [*_predictions(alpha, sigma, config)][number]
+        clean, mean = rows.follow(alpha, a), rows.follow(sigma, b)
+        size = (alpha[1:].square() + sigma[1:].square()).sqrt()
         error = ((clean[:-1] - alpha[1:]).abs() / size).amax().item()
         # A step that adds no noise leaves the noise of its next level. Loosely: the second stages
-        # of KDPM2, which add_noise() misplaces, are off by more.
-        wrong = torch.where(S[:-1] == 0, (mean[:-1] - sigma[1:]).abs() / size, 0.0)
+        # of KDPM2's ancestral kind, which add_noise() misplaces, are off by more.
+        wrong = torch.where(rows.S[:-1] == 0, (mean[:-1] - sigma[1:]).abs() / size, 0.0)
         if error < TOLERANCE and wrong.amax() < 2 * TOLERANCE:
-            last = torch.stack((clean[-1], (mean[-1].square() + S[-1].square()).sqrt()))
-            candidates.append((name != config.get("prediction_type"), error, (name, a, b, last)))
-    if not candidates:
-        return None
+            last = torch.stack((clean[-1], (mean[-1].square() + rows.S[-1].square()).sqrt()))
+            whole = torch.cat((torch.stack((alpha, sigma), 1), last[None])).T
+            levels = NoiseLevels(*whole, a.clone(), b.clone(), name)
+            candidates.append((name != config.get("prediction_type"), error, levels))
     # The configured prediction, if it is one that fits; else the one that fits best.
-    _, _, (name, a, b, last) = min(candidates, key=lambda candidate: candidate[:2])
-    return NoiseLevels(
-        torch.cat((alpha, last[:1])), torch.cat((sigma, last[1:])), a.clone(), b.clone(), name
-    )
+    return min(candidates, key=lambda candidate: candidate[:2])[2] if candidates else None
 
 
-def _apply(A: Tensor, C: Tensor, x: Tensor, h: Tensor) -> Tensor:
-    """x_{i+1} of every row from given x_i and h_i, all [T]."""
-    out = A * x
-    for k in range(min(C.shape[1], len(x))):
-        out[k:] += C[k:, k] * h[: len(h) - k]
-    return out
+def _levels(scheduler: Any, timesteps: Tensor, begin: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """alpha and sigma of every row, [T] float64 each, as a scheduler may mean them."""
+    rows = len(timesteps)
+    # A fresh copy for each row: a scheduler may keep the index of its first call.
+    added = (added_noise(copies.begin_at(scheduler, begin + i), timesteps[i:]) for i in range(rows))
+    if (first := next(added)) is not None:
+        alpha, sigma = torch.tensor([first, *added], dtype=torch.float64, device="cpu").T
+        yield alpha, sigma
+
+    def kept(name: str) -> Tensor | None:
+        value = getattr(scheduler, name, None)
+        whole = isinstance(value, Tensor) and value.ndim == 1 and len(value) >= begin + rows
+        return value[begin : begin + rows].double() if whole else None
+
+    if (sigma := kept("sigmas")) is not None:
+        yield 1 - sigma, sigma
+        yield torch.ones_like(sigma), sigma
+        norm = (1 + sigma.square()).rsqrt()
+        yield norm, sigma * norm
+    alpha, sigma = kept("alphas"), kept("betas")
+    if alpha is not None and sigma is not None:
+        yield alpha, sigma
+    products = getattr(scheduler, "alphas_cumprod", None)
+    if isinstance(products, Tensor) and not timesteps.is_floating_point():
+        # On the way up latents stand at the timestep before, the first at none.
+        first = getattr(scheduler, "initial_alpha_cumprod", products[0])
+        before = scheduler.timesteps[begin - 1 : begin + rows - 1] if begin else timesteps[:-1]
+        if before.amax() < len(products) and before.amin() >= 0:
+            product = products[before].double()
+            if not begin:
+                product = torch.cat((torch.as_tensor(first).reshape(1).double(), product))
+            yield product.sqrt(), (1 - product).sqrt()
 
 
 def _predictions(
@@ -103,7 +167,9 @@ def _predictions(
     # A scheduler in units of sigma (alpha = 1) predicts the v of the unit-variance latents.
     norm = (alpha.square() + sigma.square()).sqrt()
     yield "v_prediction", -sigma / norm, alpha / norm
-    yield "flow_prediction", -one, one
+    # MiniMax's velocity points to the data.
+    for sign in (1, -1):
+        yield "flow_prediction", -sign * one, sign * one
     if data := config.get("sigma_data"):
         skip = data**2 / (sigma**2 + data**2)
         out = sigma * data / (sigma**2 + data**2).sqrt()

@@ -12,19 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import copies, drive, factorise
-from .levels import read_levels
-from .probe import Probe, probe
+from .levels import Rows, read_levels
+from .reading import copies, drive, factorise, precision
+from .reading.probe import Probe, elsewhere, probe
+from .refusals import (
+    UnsupportedSchedulerError,
+    clamp,
+    fresh_noise,
+    learned_variance,
+    long_history,
+    other_spacing,
+    refuse,
+)
+from .start import added_noise, check_strength, first_row, has_own_strength
 
-_NO_TABLE = {
-    "variance_type": "scales the noise by a network output; construct it with a fixed variance",
-    "solver_p": "steps with a scheduler of its own; construct it with solver_p=None",
-    "scale_factors": "resizes the latents; construct it with scale_factors=None",
-}
-
-
-class UnsupportedSchedulerError(ValueError):
-    """The scheduler, as configured, is no table; the message names the setting and the way out."""
+# The longest history an op takes: kMaxHistory of csrc/op/args.h.
+MAX_HISTORY = 8
+# A table whose terms are this much larger than the scheduler's loses two digits of float32.
+_DOUBTFUL = 100
 
 
 def read_scheduler(
@@ -32,34 +37,47 @@ def read_scheduler(
     num_inference_steps: int | None,
     step_kwargs: Mapping[str, Any] | None,
     strength: float | None,
+    strength_rounding: str | None,
     begin_index: int,
     set_timesteps_kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The fields of a `SolverTable`; arguments and errors are those of its `from_scheduler`."""
     step_kwargs = dict(step_kwargs or {})
-    _refuse(scheduler)
+    refuse(scheduler)
     _check_arguments(scheduler, num_inference_steps, step_kwargs, set_timesteps_kwargs)
+    check_strength(strength, strength_rounding, begin_index)
+    shortened = strength is not None and strength < 1
+    if strength is not None and strength_rounding is None and has_own_strength(scheduler):
+        set_timesteps_kwargs = {"strength": strength, **set_timesteps_kwargs}
+        strength = None
     # Schedulers create tensors of their own, which must meet the probe's on one device.
     with _on_cpu(), torch.no_grad():
-        twin = copies.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
-        stages = int(getattr(twin, "order", 1))
-        begin = _begin(twin, num_inference_steps, strength, begin_index, stages)
+        try:
+            twin = copies.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
+        except drive.ProbeError as error:
+            raise UnsupportedSchedulerError(f"{type(scheduler).__name__}: {error}") from error
+        begin = first_row(
+            *(len(twin.timesteps), _stages(twin)),
+            *(num_inference_steps, strength, strength_rounding, begin_index),
+        )
         # A text-to-image pipeline sets no begin index, and a scheduler may mind.
         run = twin if strength is None and not begin else copies.begin_at(twin, begin)
-        return _read(scheduler, twin, copy.deepcopy(run), begin, step_kwargs)
+        fields = _read(scheduler, twin, copy.deepcopy(run), begin, step_kwargs)
+    return {**fields, "needs_latents": bool(begin) or shortened}
 
 
 def read_prepared(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `SolverTable` of a scheduler whose timesteps are set, from row `begin` on."""
-    _refuse(scheduler)
+    refuse(scheduler)
     drive.check_step_kwargs(scheduler, step_kwargs)
     with _on_cpu(), torch.no_grad():
         twin = copies.on_cpu(scheduler)
         if getattr(twin, "_step_index", None) is not None:
             # scale_model_input() of the first step has set it, and step() sets it to the same.
             twin._step_index = None
-        _begin(twin, None, None, begin, int(getattr(twin, "order", 1)))
-        return _read(scheduler, twin, copy.deepcopy(twin), begin, step_kwargs)
+        first_row(len(twin.timesteps), _stages(twin), None, None, None, begin)
+        fields = _read(scheduler, twin, copy.deepcopy(twin), begin, step_kwargs)
+    return {**fields, "needs_latents": bool(begin)}
 
 
 def _read(
@@ -69,24 +87,31 @@ def _read(
 
     twin: timesteps set, never stepped; it stays as it is. run: the same, to be used up.
     """
-    timesteps = twin.timesteps[begin:].clone()
+    name = type(scheduler).__name__
     try:
-        probed, solver = _solve(run, timesteps, step_kwargs)
-        start = copies.start_weights(copies.begin_at(twin, begin), timesteps)
+        timesteps, probed, solver = _solve(run, twin.timesteps[begin:].clone(), step_kwargs)
         scale = solver.z.norm(dim=1)
-        levels = read_levels(twin, timesteps, begin, solver.p, solver.q, solver.A, scale, solver.C)
+        rows = Rows(solver.p, solver.q, solver.A, scale, solver.C)
+        levels = read_levels(twin, timesteps, begin, rows)
+        start = added_noise(copies.begin_at(twin, begin), timesteps)
     except drive.ProbeError as error:
-        reason = _clamp(scheduler) if isinstance(error, factorise.NotLinear) else ""
-        name = type(scheduler).__name__
-        raise UnsupportedSchedulerError(f"{name}: {reason or error}") from error
+        raise UnsupportedSchedulerError(f"{name}: {_reason(scheduler, error)}") from error
+    if solver.C.shape[1] > MAX_HISTORY:
+        reason = long_history(scheduler, solver.C.shape[1], MAX_HISTORY)
+        raise UnsupportedSchedulerError(f"{name}: {reason}")
+    if levels is not None and levels.rising:
+        # Inversion: the latents of an image as they are.
+        start = 1.0, 0.0
+    elif start is None and levels is not None:
+        start = float(levels.alpha[0]), float(levels.sigma[0])
     return {
         **{"p": solver.p, "q": solver.q, "A": solver.A, "S": scale, "C": solver.C},
         "input_scale": probed.input_scale,
         "timesteps": timesteps,
         "init_noise_sigma": float(getattr(twin, "init_noise_sigma", 1.0)),
         "start": start,
-        "stages": int(getattr(twin, "order", 1)),
-        "name": type(scheduler).__name__,
+        "stages": _stages(twin),
+        "name": name,
         "begin": begin,
         "levels": levels,
         "estimate": _in_noise(probed.estimate, solver.z, scale),
@@ -97,17 +122,63 @@ def _read(
     }
 
 
+def _stages(scheduler: Any) -> int:
+    return int(getattr(scheduler, "order", 1))
+
+
+def _reason(scheduler: Any, error: drive.ProbeError) -> str:
+    """Why it is no table: by the setting that makes it none, where one does."""
+    if isinstance(error, factorise.TooOld):
+        return fresh_noise(scheduler) or str(error)
+    if isinstance(error, factorise.NotLinear):
+        return clamp(scheduler) or str(error)
+    if isinstance(error, precision.Cancels):
+        return f"{error}; {other_spacing(scheduler)}"
+    missed = learned_variance(scheduler) if isinstance(error, drive.StepFails) else ""
+    return missed or str(error)
+
+
 def _solve(
     run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Probe, factorise.Solver]:
+    """What the steps do, and the timesteps they are for.
+
+    Some schedules end with the level of the result, at which there is no step; some schedulers
+    take a timestep for every row of the batch.
+    """
+    per_row, first = False, None
+    while True:
+        try:
+            return timesteps, *_attempt(run, timesteps, step_kwargs, per_row)
+        except drive.StepFails as error:
+            first = first or error
+            if not isinstance(error.__cause__, IndexError):
+                raise first from first.__cause__
+            if not error.row and not per_row:
+                per_row = True
+            elif 0 < error.row == len(timesteps) - 1 and timesteps[-1] == 0:
+                timesteps = timesteps[:-1]
+            else:
+                raise first from first.__cause__
+
+
+def _attempt(
+    run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any], per_row: bool
 ) -> tuple[Probe, factorise.Solver]:
-    """What the steps do, by the quick way where that tells the whole truth."""
-    if drive.may_be_quick(type(run)):
+    """By the quick way where that tells the whole truth. run: stays as it is."""
+    solved = None
+    if drive.may_be_quick(type(run)) and not per_row:
         with suppress(drive.ProbeError):
-            quick = copy.deepcopy(run)
-            probed = probe(quick, timesteps, step_kwargs, quick=True)
-            return probed, factorise.solve(probed)
-    probed = probe(run, timesteps, step_kwargs)
-    return probed, factorise.solve(probed)
+            probed = probe(copy.deepcopy(run), timesteps, step_kwargs, quick=True)
+            solved = factorise.solve(probed)
+    if solved is None:
+        probed = probe(copy.deepcopy(run), timesteps, step_kwargs, per_row=per_row)
+        solved = factorise.solve(probed)
+        other = elsewhere(copy.deepcopy(run), timesteps, step_kwargs, probed, per_row)
+        factorise.check_elsewhere(solved, other)
+    if solved.cancellation > _DOUBTFUL:
+        precision.check(copy.deepcopy(run), timesteps, step_kwargs, probed, solved, per_row)
+    return probed, solved
 
 
 def _on_cpu() -> AbstractContextManager:
@@ -129,30 +200,6 @@ def _in_noise(estimate: Tensor | None, z: Tensor, scale: Tensor) -> Tensor | Non
     return torch.cat((estimate[:, :2], along), dim=1)
 
 
-def _refuse(scheduler: Any) -> None:
-    """Raise for what cannot be a table whatever its steps give."""
-    missing = [f"{m}()" for m in ("set_timesteps", "step") if not hasattr(scheduler, m)]
-    name = type(scheduler).__name__
-    if "set_timesteps()" in missing or isinstance(scheduler, type):
-        lacks = f" without {' and '.join(missing)}" if missing else ""
-        raise TypeError(f"scheduler must be a diffusers scheduler object, got {scheduler!r}{lacks}")
-    if missing:
-        raise UnsupportedSchedulerError(f"{name}: it has no step(), so no step can be read off")
-    for key, reason in _NO_TABLE.items():
-        value = (getattr(scheduler, "config", None) or {}).get(key)
-        if value is not None and (key != "variance_type" or str(value).startswith("learned")):
-            raise UnsupportedSchedulerError(f"{name}: {key}={value!r} {reason}")
-
-
-def _clamp(scheduler: Any) -> str:
-    """Name the clamp that makes a step nonlinear; empty if none is configured."""
-    config = getattr(scheduler, "config", None) or {}
-    for key in ("thresholding", "clip_sample", "clip_denoised"):
-        if config.get(key):
-            return f"{key}=True clamps x0, which is not linear; construct it with {key}=False"
-    return ""
-
-
 def _check_arguments(
     scheduler: Any, num_inference_steps: Any, step_kwargs: dict, set_timesteps_kwargs: dict
 ) -> None:
@@ -164,23 +211,3 @@ def _check_arguments(
         raise ValueError(f"num_inference_steps must be an int, got {num_inference_steps!r}")
     elif num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-
-
-def _begin(twin: Any, steps: int | None, strength: float | None, index: int, stages: int) -> int:
-    """Return the first row to run, counted as image-to-image pipelines count."""
-    count = len(twin.timesteps)
-    if strength is None:
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
-            raise ValueError(f"begin_index must be an int in [0, {count - 1}], got {index!r}")
-        if index % stages:
-            raise ValueError(f"begin_index must be a multiple of the {stages} stages, got {index}")
-        return index
-    if index:
-        raise ValueError(f"strength and begin_index exclude each other, got {strength} and {index}")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must be in (0, 1], got {strength}")
-    steps = count if steps is None else steps
-    begin = (steps - int(steps * strength)) * stages
-    if begin >= count:
-        raise ValueError(f"strength must leave a step to run, got {strength} of {steps} steps")
-    return begin

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .drive import Draw
 from .keywords import known_keywords
 from .levels import NoiseLevels
+from .reading.drive import Draw
 from .scheduler import read_prepared, read_scheduler
 
 
@@ -46,7 +46,8 @@ class SolverTable:
     input_scale: Tensor  # [T] float64, c_i
     timesteps: Tensor  # [T], the scheduler's values and dtype
     init_noise_sigma: float
-    start: tuple[float, float]  # image-to-image: x_0 = start[0] * clean + start[1] * noise
+    # From clean latents: x_0 = start[0] * clean + start[1] * noise; None: the level is not known.
+    start: tuple[float, float] | None
     stages: int  # network calls per solver step: 2 for Heun and its like, else 1
     name: str
     begin: int = 0  # rows of the schedule left out before the first, for image-to-image
@@ -56,6 +57,7 @@ class SolverTable:
     estimate: Tensor | None = None
     # Every step's calls for noise, used or not, each with its weight: S_i z_i is their sum.
     draws: tuple[tuple[tuple[float, Draw], ...], ...] = ()
+    needs_latents: bool = False  # whether x_0 is not noise alone, as a part is left out before it
 
     def __post_init__(self) -> None:
         steps = self.p.shape[0] if self.p.ndim == 1 else 0
@@ -73,7 +75,7 @@ class SolverTable:
                 raise ValueError(f"{field} must be torch.float64, got {value.dtype}")
             if not value.isfinite().all():
                 raise ValueError(f"{field} must be finite, got {value[~value.isfinite()].tolist()}")
-        numbers = (self.init_noise_sigma, *self.start)
+        numbers = (self.init_noise_sigma, *(self.start or (0.0, 0.0)))
         if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
             raise ValueError(
                 "init_noise_sigma and the two weights of start must be finite, "
@@ -125,6 +127,7 @@ class SolverTable:
         *,
         step_kwargs: Mapping[str, Any] | None = None,
         strength: float | None = None,
+        strength_rounding: str | None = None,
         begin_index: int = 0,
         **set_timesteps_kwargs: Any,
     ) -> "SolverTable":
@@ -133,8 +136,14 @@ class SolverTable:
         scheduler: any object with the set_timesteps() and step() of diffusers.
         num_inference_steps: steps of the whole schedule; None only with `timesteps` or `sigmas`.
         step_kwargs: further arguments of step(), such as {"eta": 1.0}.
-        strength: in (0, 1], runs the last int(num_inference_steps * strength) solver steps, as
-            image-to-image pipelines do; begin_index: the first row to run. One of the two at most.
+        strength: in (0, 1], the share of the solver steps N to run, the last ones, as
+            image-to-image pipelines do. Not together with begin_index.
+        strength_rounding: "down" runs int(N strength) steps, as the pipelines of Stable Diffusion,
+            SDXL, Kandinsky, LTX and Wan do; "up" runs N - int(N - N strength), as those of Flux,
+            Stable Diffusion 3, Qwen-Image, Z-Image, Chroma and Sana Sprint do. None hands strength
+            to the scheduler's own set_timesteps() where that takes one, as the pipelines of LCM do,
+            and is "down" elsewhere.
+        begin_index: the first row to run.
         set_timesteps_kwargs: further arguments of set_timesteps(), such as mu or sigmas.
 
         Raises UnsupportedSchedulerError where the scheduler is no table, TypeError for an object
@@ -143,7 +152,7 @@ class SolverTable:
         known_keywords(cls.from_scheduler, scheduler, set_timesteps_kwargs)
         fields = read_scheduler(
             *(scheduler, num_inference_steps, step_kwargs),
-            *(strength, begin_index, set_timesteps_kwargs),
+            *(strength, strength_rounding, begin_index, set_timesteps_kwargs),
         )
         return cls(**fields)
 

@@ -58,8 +58,6 @@ def any_waits(state):
 )
 def test_the_host_says_what_the_device_decided(solver, rule, max_skip, batch, granularity, seed):
     """Row by row: any sample that waits, and only that, brings the next call."""
-    if rule == "defect" and solver == "kdpm2":
-        rule = "third_order"
     config = ak.AdaptiveConfig(
         criterion=rule, max_skip=max_skip, granularity=granularity, **RULES[rule]
     )

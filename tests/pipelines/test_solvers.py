@@ -49,6 +49,15 @@ def assert_close(ours, theirs, steps=STEPS):
     assert (ours.float() - theirs.float()).abs().amax() <= 16 * steps * EPS * size
 
 
+# Those that step themselves in a pipeline, and why.
+OWN = {
+    "cogvideox-dpm": "given old_pred_original_sample",  # its pipelines hand it its last x0 back
+    "unclip": "its own first step and the table's differ",  # no prev_timestep from this one
+    "helios": "its step() returns Tensor, ",
+    "cosine-dpm": "its noise comes from a path of its own",
+}
+
+
 @pytest.mark.parametrize("return_dict", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_never_gives_what_the_scheduler_gives(case, return_dict):
@@ -64,8 +73,8 @@ def test_never_gives_what_the_scheduler_gives(case, return_dict):
         last = ak.summary(pipe, as_dict=True)["last"]
     sampling = last["samplings"][0]
     assert len(last["samplings"]) == 1
-    if case.id == "cogvideox-dpm":  # its pipelines hand it its last x0 back
-        assert "given old_pred_original_sample" in sampling["notes"][0]
+    if case.id in OWN:
+        assert OWN[case.id] in sampling["notes"][0]
     else:
         assert sampling["notes"] == [] or "adds noise" in sampling["notes"][0]
     assert getattr(pipe.scheduler, "step_index", None) == index
@@ -73,7 +82,8 @@ def test_never_gives_what_the_scheduler_gives(case, return_dict):
     for one, other in zip(ours, theirs, strict=True):
         assert type(one) is type(other) and len(one) == len(other)
         for name in range(len(other)) if isinstance(other, tuple) else other.keys():
-            assert_close(one[name], other[name])
+            if isinstance(other[name], torch.Tensor):
+                assert_close(one[name], other[name])
 
 
 @torch.no_grad()
@@ -288,8 +298,8 @@ def test_a_table_that_disagrees_with_the_first_step_is_not_used():
 
     class Negated(type(CASES[0].make())):
         def step(self, model_output, timestep, sample, **kwargs):
-            # As a scheduler that looks at the shape: the probe's vectors have one channel.
-            sign = -1 if sample.shape[1] > 1 else 1
+            # As a scheduler that looks at the dtype: the probe's vectors are float64.
+            sign = -1 if sample.dtype == torch.float32 else 1
             return super().step(sign * model_output, timestep, sample, **kwargs)
 
     pipe = loop_pipeline(Negated.from_config(CASES[0].make().config))

@@ -180,7 +180,7 @@ def test_a_failed_call_is_not_told_that_it_skipped_nothing():
 
 def test_a_rule_put_in_another_ones_place_is_told():
     """Where noise levels are not known, where the scheduler is no table."""
-    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim-inverse"].make()))
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["pndm-v"].make()))
     messages = told(pipe, NOISE)
     assert "third_order with reuse in place of defect: the noise levels" in messages[0]
     assert "third_order with reuse in place of defect" in ak.summary(pipe)

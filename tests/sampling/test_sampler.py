@@ -453,7 +453,7 @@ def test_refusals_of_a_call(call, error, message):
         (
             lambda: ak.AdaptiveSampler(PNDMScheduler(), 8),
             ValueError,
-            "scheduler must keep at most 8 outputs.*skip_prk_steps=True",
+            "of which at most 8 are kept.*skip_prk_steps=True",
         ),
         (
             lambda: ak.AdaptiveSampler(ddim(), 5, {"threshold": 1}),

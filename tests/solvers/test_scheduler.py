@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adaptive_kernels.solvers import drive, probe
 from adaptive_kernels.solvers import scheduler as reading
+from adaptive_kernels.solvers.reading import drive, probe
 from adaptive_kernels.solvers.scheduler import UnsupportedSchedulerError
 from adaptive_kernels.solvers.table import SolverTable
 from tests.support.schedulers import CASE, CASES, STEPS, Case, follow, in_float64, loop, prepare
@@ -71,10 +71,15 @@ class Rounding(TorchFunctionMode):
         if name in ("mul", "rmul"):
             a, b = args
             return zero + self.of(a) * abs(b) + self.of(b) * abs(a) + 2 * U * size
-        if name in ("div", "truediv") and not (isinstance(args[1], Tensor) and args[1].ndim):
+        if name in ("div", "truediv") and not (isinstance(args[1], Tensor) and args[1].numel() > 1):
             return zero + self.of(args[0]) / abs(args[1]) + 2 * U * size
         if name in ("neg", "to", "float", "clone"):
             return zero + before[0]
+        if name in ("view", "unsqueeze", "getitem"):
+            known = isinstance(before[0], Tensor)
+            return func(before[0], *args[1:], **kwargs) if known else zero
+        if name == "zeros_like":
+            return zero
         if name == "stack":
             parts = [self.of(a) + torch.zeros_like(a, dtype=torch.float64) for a in args[0]]
             return func(parts, **kwargs)
@@ -225,8 +230,8 @@ def test_trajectory_equals_the_schedulers_own(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_image_to_image_starts_inside_the_schedule(case: Case) -> None:
-    stages = case.make().order
-    compare(case, 10, 4 * stages, strength=0.6)
+    stages = getattr(case.make(), "order", 1)
+    compare(case, 10, 4 * stages, strength=0.6, strength_rounding="down")
     compare(case, 10, 7 * stages, begin_index=7 * stages)
 
 
@@ -550,26 +555,6 @@ def test_first_latents_have_the_schedulers_own_scale() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_start_is_add_noise(case: Case) -> None:
-    stages = case.make().order
-    table = SolverTable.from_scheduler(case.make(), 10, strength=0.6, **case.kwargs)
-    scheduler, timesteps = prepare(case, 10, 4 * stages)
-    clean, noise = torch.randn(2, 1, 1, 8, 1, generator=torch.Generator().manual_seed(0))
-    if hasattr(scheduler, "add_noise"):
-        theirs = scheduler.add_noise(clean, noise, timesteps[:1])
-    elif hasattr(scheduler, "scale_noise"):
-        theirs = scheduler.scale_noise(clean, timesteps[:1], noise)
-    else:
-        theirs = scheduler.init_noise_sigma * noise
-    a, b = table.start
-    ours = a * clean.double() + b * noise.double()
-    # Weights take up to four float32 roundings, products and sum three; 1 - alphas_cumprod may
-    # double its own.
-    bound = 8 * U * (abs(a) * clean.abs() + abs(b) * noise.abs())
-    assert ((theirs - ours).abs() <= bound).all()
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_table_is_small_and_the_scheduler_unaltered(case: Case) -> None:
     scheduler, _ = prepare(case, 7)
     before = copy.deepcopy(vars(scheduler))
@@ -582,7 +567,7 @@ def test_table_is_small_and_the_scheduler_unaltered(case: Case) -> None:
         else:
             assert str(after[name]) == str(value), name
 
-    assert table.name == case.scheduler and table.stages == scheduler.order
+    assert table.name == case.scheduler and table.stages == getattr(scheduler, "order", 1)
     assert table.num_steps == len(prepare(case, 10)[1])
     deepest = {"lms": 4, "pndm": 5, "pndm-v": 5, "unipc-3": 4, "unipc-3-flow": 4}
     assert table.history <= deepest.get(case.id, 3)
@@ -755,7 +740,7 @@ def test_random_schedules(name, kind, beta_start, beta_end, order, n, skip, eta)
         config["solver_order"] = order
     kwargs = {"step_kwargs": {"eta": eta}} if name == "DDIMScheduler" else {}
     case = Case("", name, config, kwargs)
-    begin = skip % n * case.make().order
+    begin = skip % n * getattr(case.make(), "order", 1)
     table = SolverTable.from_scheduler(case.make(), n, begin_index=begin, **kwargs)
     scheduler, timesteps = prepare(case, n, begin or None)
     steps = len(timesteps)

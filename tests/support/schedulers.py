@@ -116,12 +116,17 @@ CASES = [
     Case("edm-dpm-2m", "EDMDPMSolverMultistepScheduler"),
     Case("dpm-singlestep", "DPMSolverSinglestepScheduler"),
     Case("ddim-inverse", "DDIMInverseScheduler", _NO_CLIP),
+    Case("dpm-inverse", "DPMSolverMultistepInverseScheduler"),
     Case("tcd", "TCDScheduler"),
+    Case("unclip", "UnCLIPScheduler", _NO_CLIP),
+    Case("sa-solver", "SASolverScheduler", {"tau_func": lambda t: 0.0}),
+    Case("helios", "HeliosScheduler", {"stages": 1, "stage_range": [0, 1]}),
+    Case("cosine-dpm", "CosineDPMSolverMultistepScheduler"),
 ]
 CASE = {case.id: case for case in CASES}
-# No noise levels: PNDM mixes v predictions of several levels; add_noise() of DDIMInverse is that of
-# the way down, and that of KDPM2 does not know the levels its second stages stand at.
-UNKNOWN_LEVELS = ("pndm-v", "ddim-inverse", "kdpm2")
+# No noise levels: PNDM mixes v predictions of several.
+UNKNOWN_LEVELS = ("pndm-v",)
+KNOWN_LEVELS = ("pndm-v", "ddim-inverse", "kdpm2")
 KNOWN_LEVELS = [case for case in CASES if case.id not in UNKNOWN_LEVELS]
 
 
@@ -167,9 +172,15 @@ def loop(
     Returns [T + 1, B, C, H, W]: x_0 .. x_T.
     """
     old_x0, latents = None, [x]
-    needs_old = "old_pred_original_sample" in inspect.signature(scheduler.step).parameters
+    taken = inspect.signature(scheduler.step).parameters
+    needs_old = "old_pred_original_sample" in taken
     with FixedNoise(z) as noise:
+        if hasattr(scheduler, "noise_sampler"):
+            scheduler.noise_sampler = lambda sigma, sigma_next: z[noise.at]
         for i, t in enumerate(timesteps):
+            if "prev_timestep" in taken:
+                ahead = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                step_kwargs = {**step_kwargs, "prev_timestep": ahead}
             noise.at = i
             before_step(i, x)
             scaled = x

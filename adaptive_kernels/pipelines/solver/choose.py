@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
 from ...rules.fills import FillTables, fill_tables, stochastic
-from ...sampling.state import MAX_HISTORY
 from ...solvers.scheduler import UnsupportedSchedulerError
 from ...solvers.table import SolverTable
 from .arguments import extra_of
@@ -104,10 +103,9 @@ class Choice:
     def _table(self, given: dict[str, Any]) -> tuple[SolverTable, Returns]:
         name = type(self.scheduler).__name__
         table = table_of(self.scheduler, self.begin, self.extra)
-        if table.history > MAX_HISTORY:
+        if any(draw.path for row in table.draws for _, draw in row):
             raise UnsupportedSchedulerError(
-                f"{name}: it keeps {table.history} outputs, a table at most {MAX_HISTORY}; PNDM "
-                "needs skip_prk_steps=True"
+                f"{name}: its noise comes from a path of its own, which a table cannot draw"
             )
         model_output, sample = given["model_output"], given["sample"]
         known = _RETURNS.setdefault(table, {})

@@ -50,7 +50,7 @@ class _NoNoise(TorchFunctionMode):
 
 
 class Disagreement(ValueError):
-    """The table's first step is not the scheduler's own; the message says by how much."""
+    """The table's first step is not the scheduler's own; the message says in what."""
 
 
 def own_step(
@@ -76,6 +76,11 @@ def own_step(
     if not isinstance(result, tuple):
         output_class, names = type(result), tuple(result.keys())
         values = tuple(result.values())
+    if len(values) > 2 or not all(isinstance(v, (Tensor, type(None))) for v in values):
+        kinds = ", ".join(type(v).__name__ for v in values)
+        raise Disagreement(
+            f"its step() returns {kinds}, where a table knows the latents and an estimate"
+        )
     estimate = values[1] if len(values) > 1 and isinstance(values[1], Tensor) else None
     returns = Returns(
         output_class,
@@ -96,7 +101,8 @@ def own_scales(scheduler: Any, table: SolverTable) -> bool:
     one = torch.ones(1, 1, 1, 1, device=twin.timesteps.device)
     if not hasattr(twin, "scale_model_input"):
         return True
-    for row, timestep in enumerate(twin.timesteps[table.begin :]):
+    # A schedule may end with the level of the result, which has no row.
+    for row, timestep in enumerate(twin.timesteps[table.begin :][: table.num_steps]):
         if hasattr(twin, "_step_index"):
             twin._step_index = table.begin + row
         scale = float(type(twin).scale_model_input(twin, one, timestep))

@@ -1,33 +1,13 @@
 """Copies of a scheduler, each made for one purpose: the user's own stays as it is."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .drive import ProbeError
-
-
-def start_weights(scheduler: Any, timesteps: Tensor) -> tuple[float, float]:
-    """Weights of the clean latents and of the noise in what an image-to-image run starts from.
-
-    add_noise(clean, noise, t_0) = a * clean + b * noise (scale_noise in flow matching); a
-    scheduler with neither starts from pure noise. scheduler: begin index set; it is used up.
-    """
-    clean, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 2, 1)
-    try:
-        if hasattr(scheduler, "add_noise"):
-            mixed = scheduler.add_noise(clean, noise, timesteps[:1])
-        elif hasattr(scheduler, "scale_noise"):
-            mixed = scheduler.scale_noise(clean, timesteps[:1], noise)
-        else:
-            return 0.0, float(getattr(scheduler, "init_noise_sigma", 1.0))
-    except Exception as error:
-        raise ProbeError(f"its add_noise() fails: {type(error).__name__}: {error}") from error
-    a, b = mixed.flatten().tolist()
-    return a, b
 
 
 def prepare(
@@ -37,7 +17,16 @@ def prepare(
     twin = on_cpu(scheduler)
     if num_inference_steps is not None:
         set_timesteps_kwargs = {"num_inference_steps": num_inference_steps, **set_timesteps_kwargs}
-    twin.set_timesteps(**set_timesteps_kwargs)
+    try:
+        twin.set_timesteps(**set_timesteps_kwargs)
+    except (ValueError, TypeError, ImportError):
+        raise
+    except Exception as error:
+        found = inspect.signature(twin.set_timesteps).parameters
+        raise ProbeError(
+            f"its set_timesteps() fails: {type(error).__name__}: {error}; it takes "
+            f"{', '.join(name for name in found if name != 'device')}"
+        ) from error
     return twin
 
 

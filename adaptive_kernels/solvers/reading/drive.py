@@ -19,11 +19,26 @@ from torch.overrides import TorchFunctionMode
 DRAWS = 2
 
 _CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as)
-_DRIVEN = {"model_output", "timestep", "sample", "old_pred_original_sample", "timestep_back"}
+# What the pipelines give to step(), beside the noise.
+_DRIVEN = {
+    *("model_output", "timestep", "sample"),
+    *("old_pred_original_sample", "timestep_back", "prev_timestep"),
+}
 
 
 class ProbeError(ValueError):
     """step() cannot be run on vectors of our choosing; the message says why."""
+
+
+class StepFails(ProbeError):
+    """The scheduler's own step() raised; what it raised is the cause.
+
+    row: of the timesteps that were run.
+    """
+
+    def __init__(self, row: int, error: Exception) -> None:
+        super().__init__(f"its own step {row} fails: {type(error).__name__}: {error}")
+        self.row = row
 
 
 class _Float64(TorchFunctionMode):
@@ -91,6 +106,7 @@ class Draw:
 
     dtype: torch.dtype | None  # None: that of the model output
     own: bool  # whether from the generator that step() is given, and not from the global one
+    path: bool = False  # whether the scheduler's own noise_sampler gives it, from a Brownian path
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,28 @@ class Run:
     outputs: Tensor  # [T, D] float64, x_{i+1}
     estimates: Tensor | None  # [T, D] float64, the second value that step() returns, if it does
     draws: list[list[Draw]]
+
+
+class _Path:
+    """Stands for a noise sampler over a Brownian path: independent draws, as of apart intervals."""
+
+    def __init__(self, draws: list[list[Draw]], noise_at: Callable[[int, int], Tensor]) -> None:
+        self.draws, self.noise_at = draws, noise_at
+        self.seen: list[tuple[float, float]] = []
+
+    def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
+        low, high = sorted((float(sigma), float(sigma_next)))
+        i, count = len(self.draws) - 1, len(self.draws[-1])
+        if any(low < end and high > begin for begin, end in self.seen):
+            raise ProbeError(
+                f"step {i} draws from its Brownian path where an earlier step has drawn, so that "
+                "its noise is not independent of that step's"
+            )
+        if count == DRAWS:
+            raise ProbeError(f"step {i} draws noise more than {DRAWS} times")
+        self.seen.append((low, high))
+        self.draws[-1].append(Draw(None, own=False, path=True))
+        return self.noise_at(i, count)
 
 
 def check_step_kwargs(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
@@ -126,11 +164,13 @@ def run(
     output_at: Callable[[int], Tensor],
     noise_at: Callable[[int, int], Tensor],
     quick: bool = False,
+    per_row: bool = False,
 ) -> Run:
     """Drive scale_model_input() and step() as the pipelines do.
 
     sample_at(i, what step i-1 returned), output_at(i), noise_at(i, number of the draw): the
-    vectors to feed, each [1, 1, D, 1] float64.
+    vectors to feed, all of one shape of four dimensions, D elements, float64.
+    per_row: whether step() takes a timestep for every row of the batch.
     Raises ProbeError where step() needs more than that or gives values that are not finite.
     """
     parameters = inspect.signature(scheduler.step).parameters
@@ -156,13 +196,15 @@ def run(
         if count == DRAWS:
             raise ProbeError(f"step {i} draws noise more than {DRAWS} times")
         # The vectors are float64 and nothing else is: another dtype is one the scheduler names.
-        dtype = arguments.get("dtype")
+        dtype = arguments.get("dtype") or torch.get_default_dtype()
         named = None if dtype == torch.float64 else dtype
         if arguments.get("generator") not in (None, generator):
             raise ProbeError(f"step {i} draws noise from a generator of its own")
         draws[-1].append(Draw(named, arguments.get("generator") is generator))
         return noise_at(i, count)
 
+    if getattr(scheduler, "noise_sampler", False) is None:
+        scheduler.noise_sampler = _Path(draws, noise_at)
     scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     inputs, outputs, estimates = [], [], []
     result: tuple = (None, None)
@@ -176,7 +218,11 @@ def run(
                 # CogVideoXDPMScheduler keeps no state: its pipeline hands the last x0 back.
                 fixed["old_pred_original_sample"] = result[1]
                 fixed["timestep_back"] = timesteps[i - 1] if i else None
-            result = _call(scheduler, i, model_output=output_at(i), timestep=t, sample=x, **fixed)
+            if "prev_timestep" in parameters:
+                # UnCLIPScheduler takes t - 1 without it; its pipelines give the next timestep.
+                fixed["prev_timestep"] = timesteps[i + 1] if i + 1 < len(timesteps) else None
+            at = t.reshape(1).expand(len(x)) if per_row else t
+            result = _call(scheduler, i, model_output=output_at(i), timestep=at, sample=x, **fixed)
             if result[0].shape != x.shape:
                 raise ProbeError(
                     f"step {i} turns shape {tuple(x.shape)} into {tuple(result[0].shape)}"
@@ -205,7 +251,7 @@ def _call(scheduler: Any, i: int, **kwargs: Any) -> tuple:
     except ProbeError:
         raise
     except Exception as error:
-        raise ProbeError(f"its own step {i} fails: {type(error).__name__}: {error}") from error
+        raise StepFails(i, error) from error
     if not isinstance(result, tuple):
         result = (result.prev_sample, getattr(result, "pred_original_sample", None))
     return result if len(result) > 1 else (result[0], None)

@@ -3,8 +3,9 @@
 Fed basis vectors, it writes its own coefficients into the coordinates of what it returns.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,26 +35,31 @@ class Probe:
 
 
 def probe(
-    scheduler: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any], quick: bool = False
+    scheduler: Any,
+    timesteps: Tensor,
+    step_kwargs: Mapping[str, Any],
+    quick: bool = False,
+    per_row: bool = False,
 ) -> Probe:
     """Feed every step fresh basis vectors for latents, output and noise, and read them back.
 
     scheduler: timesteps set and never stepped; it is used up. timesteps: [T], the ones to run.
-    quick: with `Vector`; fails where a step draws.
+    quick: with `Vector`; fails where a step draws. per_row: a timestep for every row of the batch.
     Raises ProbeError where step() cannot be run so or gives values that are not finite.
     """
     steps = len(timesteps)
     columns = (2 + DRAWS) * steps
-    data = _random_data(scheduler, columns)
+    data = _random_data(scheduler, columns, 32 + -columns % 8)
 
     def vector(column: int, tail: Tensor) -> Tensor:
         basis = torch.zeros(columns, dtype=torch.float64)
         basis[column] = 1
-        fed = torch.cat((basis, tail))[None, None, :, None]
+        # More than one element along every axis: who mixes along any of them is seen.
+        fed = torch.cat((basis, tail)).reshape(2, 2, -1, 2)
         return fed.as_subclass(Vector) if quick else fed
 
     def sample_at(i: int, previous: Tensor | None) -> Tensor:
-        return vector(i, data[0] if previous is None else previous[0, 0, columns:, 0])
+        return vector(i, data[0] if previous is None else previous.flatten()[columns:])
 
     seen = run(
         scheduler,
@@ -65,6 +71,7 @@ def probe(
             2 * steps + i * DRAWS + draw, data[2 * steps + i * DRAWS + draw]
         ),
         quick=quick,
+        per_row=per_row,
     )
     inputs, outputs = seen.inputs, seen.outputs
     data_x = torch.cat((data[:1], outputs[:, columns:]))
@@ -81,6 +88,34 @@ def probe(
         estimate=_estimate(seen.estimates, data_x[:-1], data[steps:]),
         draws=seen.draws,
     )
+
+
+def elsewhere(
+    scheduler: Any,
+    timesteps: Tensor,
+    step_kwargs: Mapping[str, Any],
+    known: Probe,
+    per_row: bool = False,
+) -> Probe:
+    """Run the closed loop on data of another shape: the same probe, with that data in its place.
+
+    scheduler: timesteps set and never stepped; it is used up.
+    """
+    shape, steps = (3, 3, 5, 7), len(timesteps)
+    data = _random_data(scheduler, (2 + DRAWS) * steps, math.prod(shape))
+    first, outputs, noise = data[0], data[steps : 2 * steps], data[2 * steps :]
+    noise = noise.unflatten(0, (steps, DRAWS))
+    seen = run(
+        scheduler,
+        timesteps,
+        step_kwargs,
+        sample_at=lambda i, last: first.reshape(shape) if last is None else last,
+        output_at=lambda i: outputs[i].reshape(shape),
+        noise_at=lambda i, draw: noise[i, draw].reshape(shape),
+        per_row=per_row,
+    )
+    data_x = torch.cat((first[None], seen.outputs))
+    return replace(known, data_x=data_x, data_m=outputs, data_z=noise)
 
 
 def _estimate(seen: Tensor | None, data_x: Tensor, data: Tensor) -> Tensor | None:
@@ -106,7 +141,7 @@ def _estimate(seen: Tensor | None, data_x: Tensor, data: Tensor) -> Tensor | Non
     return None if (error > 1e-9 * terms.abs().sum(1)).any() else weights
 
 
-def _random_data(scheduler: Any, count: int, width: int = 32) -> Tensor:
+def _random_data(scheduler: Any, count: int, width: int) -> Tensor:
     config = getattr(scheduler, "config", None) or {}
     limits = [float(config.get(key) or 1) for key in ("clip_sample_range", "sample_max_value")]
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,7 @@ The rows of an open loop name latents and model outputs of any age; here they be
 history of h = p x + q m and, where an anchor is involved, a multiple of the previous row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from .probe import Probe
 
 # Coefficients are exact to a few float64 roundings; anything beyond this share of its row is real.
 _TOLERANCE = 1e-11
-# A table whose terms are this much larger than the scheduler's loses two digits of float32.
-_MAX_CANCELLATION = 100
+# What rounding makes of a step's terms in float64, at most; anything beyond is another function.
+_MISMATCH = 1e-9
 
 
 class NotLinear(ProbeError):
     """The steps ran, and are no table."""
+
+
+class TooOld(NotLinear):
+    """A step uses noise or latents that a row does not keep."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Solver:
     A: Tensor  # [T]
     C: Tensor  # [T, K]
     z: Tensor  # [T, draws]
+    cancellation: float = 1.0  # how much larger its terms are than the step's own, at most
 
     def terms(self, probe: Probe) -> Tensor:
         """Return what every step of the closed loop adds up, [terms, T, D]."""
@@ -50,18 +55,21 @@ def solve(probe: Probe) -> Solver:
     size = torch.maximum(probe.x.abs(), probe.m.abs())
     keep = size > 1e-13 * size.amax(dim=1, keepdim=True)
     x, m = probe.x * keep, probe.m * keep
-    own = x.abs() @ probe.data_x[:-1].abs() + m.abs() @ probe.data_m.abs()
-    own += (probe.z.abs().flatten(1) @ probe.data_z.abs().flatten(0, 1)).clamp(min=1e-300)
+    own = _own_terms(probe, x, m)
 
     ahead = size.triu(1) + probe.z.abs().amax(2).triu(1)
     if ahead.any():
         i = int(ahead.amax(1).argmax())
-        raise NotLinear(f"step {i} is not a linear function of latents and model output")
+        raise NotLinear(
+            f"step {i} is not a linear function of latents and model output, the same for every "
+            "element"
+        )
     # Many small steps with few numbers each: NumPy takes a fifth of the time.
     x, m, z = x.numpy(), m.numpy(), probe.z.numpy()
     output = np.tile([0.0, 1.0], (len(x), 1))
     gauges = [_read_later(x, m, False), output, _read_later(x, m, True)]
-    best, best_cost, worst = None, (0, 0.0), "it needs noise or latents older than a row keeps"
+    best, best_cost = None, (0, 0.0)
+    worst: NotLinear = TooOld("it needs noise or latents older than a row keeps")
     for number, gauge in enumerate(gauges):
         if any(np.array_equal(gauge, earlier) for earlier in gauges[:number]):
             continue
@@ -70,20 +78,39 @@ def solve(probe: Probe) -> Solver:
             continue
         terms = solver.terms(probe)
         error = ((terms.sum(0) - probe.data_x[1:]).abs() / own).amax(1)
-        if not (error <= 1e-9).all():
+        if not (error <= _MISMATCH).all():
             i = int(error.argmax())
-            worst = f"step {i} is not a linear function of latents and model output"
-            worst += f" (error {error[i]:.1e})"
+            worst = NotLinear(
+                f"step {i} is not a linear function of latents and model output, the same for "
+                f"every element (error {error[i]:.1e})"
+            )
             continue
         # Cancelling terms cost digits in float32: count them against the scheduler's own terms.
         cost = (solver.C.shape[1], round(float((terms.abs().sum(0) / own).mean(1).max()), 3))
         if best is None or cost < best_cost:
             best, best_cost = solver, cost
     if best is None:
-        raise NotLinear(worst)
-    if best_cost[1] > _MAX_CANCELLATION:
-        raise ProbeError(f"as a table it cancels terms {best_cost[1]:.0f} times its own size")
-    return best
+        raise worst
+    return replace(best, cancellation=best_cost[1])
+
+
+def check_elsewhere(solver: Solver, probe: Probe) -> None:
+    """Raise NotLinear unless the rows hold for data of another shape too; probe: with that data."""
+    own = _own_terms(probe, probe.x, probe.m)
+    error = ((solver.terms(probe).sum(0) - probe.data_x[1:]).abs() / own).amax(1)
+    # Data of its own, on which terms may cancel more.
+    if not (error <= _MISMATCH * max(1.0, solver.cancellation)).all():
+        i = int(error.argmax())
+        raise NotLinear(
+            f"step {i} does something else to latents of another shape (error {error[i]:.1e})"
+        )
+
+
+def _own_terms(probe: Probe, x: Tensor, m: Tensor) -> Tensor:
+    """[T, D]: the size of what the scheduler itself adds up for every element."""
+    own = x.abs() @ probe.data_x[:-1].abs() + m.abs() @ probe.data_m.abs()
+    noise = probe.z.abs().flatten(1) @ probe.data_z.abs().flatten(0, 1)
+    return own + noise.clamp(min=1e-300)
 
 
 def _read_later(x: np.ndarray, m: np.ndarray, or_now: bool) -> np.ndarray:
