@@ -108,7 +108,7 @@ def _call_signature(network: NetworkCall) -> tuple:
         (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else identity(leaf)
         for leaf in network.leaves()
     ]
-    return identity(network.model), network.shape, network.guided, network.spec, tuple(leaves)
+    return identity(network.model), network.shape, network.guided, network.structure, tuple(leaves)
 
 
 def _numerics(device: str) -> tuple:

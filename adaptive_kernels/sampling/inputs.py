@@ -87,7 +87,13 @@ def begin(
         tables=tables,
     )
     if threshold is not None:
-        state.threshold.copy_(threshold_of(threshold, batch))
+        values = threshold_of(threshold, batch)
+        if config.granularity == "batch" and values.dim() and bool((values != values[:1]).any()):
+            raise ValueError(
+                "threshold must be one number with granularity 'batch', which takes one decision "
+                f"for all samples, got {values.tolist()}"
+            )
+        state.threshold.copy_(values)
     return state
 
 

@@ -1,30 +1,47 @@
 """Calling the user's network: conditioning rows, guidance halves, checks of what comes back."""
 
 import copy
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from .conditioning import check_alike, tree_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What torch says where an input and a weight do not go together.
+_DTYPE = re.compile(r"dtype|scalar ?type|input type|not implemented for '", re.IGNORECASE)
 
 
 def network_dtype(model: Any) -> torch.dtype:
-    """The first dtype of a module's parameters that a network can be fed in; else float32.
+    """The dtype that a network is fed in: its own `dtype` if it says one, as diffusers' models do.
 
-    Raises: TypeError where all of them are of another floating-point dtype.
+    Else that of most of a module's floating-point parameters, by elements, of those dtypes that a
+    network can be fed in; float32 for a function.
+
+    Raises: TypeError where all parameters are of another floating-point dtype.
     """
-    floating = None
+    try:
+        said = getattr(model, "dtype", None)
+    except Exception:  # a property that needs parameters
+        said = None
+    if isinstance(said, torch.dtype) and said in DTYPES:
+        return said
+    elements: Counter[torch.dtype] = Counter()
     for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
-        if parameter.dtype in DTYPES:
-            return parameter.dtype
-        floating = floating or (parameter.dtype if parameter.dtype.is_floating_point else None)
-    if floating is not None:
+        if parameter.is_floating_point():
+            elements[parameter.dtype] += parameter.numel()
+    usable = [dtype for dtype in DTYPES if dtype in elements]
+    if usable:
+        return max(usable, key=elements.__getitem__)
+    if elements:
         raise TypeError(
             "model must take float32, float16 or bfloat16; its parameters are "
-            f"{str(floating).removeprefix('torch.')}: convert it, or name its input with dtype="
+            f"{str(next(iter(elements))).removeprefix('torch.')}: convert it, or name its input "
+            "with dtype="
         )
     return torch.float32
 
@@ -36,8 +53,8 @@ class NetworkCall:
         model: ``model(model_input, timestep, **conditioning)``; gets [rows, ...], returns a tensor
             of the same shape, or a tuple or an object with ``.sample`` that holds one.
         shape: (B, ...) of the latents. guided: whether rows are doubled.
-        conditioning, unconditional: mappings of keyword arguments, pytrees whose tensors have
-            shape [B, ...]; other leaves are passed on as they are.
+        conditioning, unconditional: mappings of keyword arguments, trees (`tree_of`) whose tensors
+            have shape [B, ...]; other leaves are passed on as they are.
         device: where the conditioning must be.
 
     Raises: ValueError, TypeError naming the argument.
@@ -66,16 +83,18 @@ class NetworkCall:
         trees = {"conditioning": conditioning}
         if guided:
             trees = {"unconditional": unconditional, **trees}
-        leaves = {n: _leaves(n, tree, shape[0], device) for n, tree in trees.items()}
+        halves = {n: tree_of(n, tree, shape[0], device) for n, tree in trees.items()}
         if guided:
-            _alike(leaves["unconditional"], leaves["conditioning"])
-        paths = list(leaves["conditioning"])
-        self.halves = [[half[path] for path in paths] for half in leaves.values()]
-        self.spec = pytree.tree_structure(_keywords_of(conditioning))
-        self._all = self._keywords(None)
+            check_alike(halves["unconditional"].leaves, halves["conditioning"].leaves)
+        self._tree = halves["conditioning"]
+        self.structure = self._tree.structure
+        paths = list(self._tree.leaves)
+        self._halves = [[half.leaves[path] for path in paths] for half in halves.values()]
+        self._leaves = self._join(None)
+        self._all = self._tree.rebuild(iter(self._leaves))
 
-    def _keywords(self, samples: Tensor | None) -> dict:
-        """The keyword arguments of `samples` (None: all), halves stacked."""
+    def _join(self, samples: Tensor | None) -> list:
+        """The leaves of `samples` (None: all), halves stacked."""
 
         def join(parts):
             if not isinstance(parts[-1], Tensor):
@@ -83,9 +102,7 @@ class NetworkCall:
             parts = [part if samples is None else part[samples] for part in parts]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-        return pytree.tree_unflatten(
-            [join(parts) for parts in zip(*self.halves, strict=True)], self.spec
-        )
+        return [join(parts) for parts in zip(*self._halves, strict=True)]
 
     def __call__(self, model_input: Tensor, timestep: Tensor, samples: Tensor | None) -> Tensor:
         """The model output [rows or 2 rows, N] of `samples` (None: all).
@@ -97,15 +114,24 @@ class NetworkCall:
         if samples is not None:
             indices = torch.cat([samples, samples + self.shape[0]]) if self.guided else samples
             model_input, timestep = model_input[indices], timestep[indices]
-            keywords = self._keywords(samples)
+            keywords = self._tree.rebuild(iter(self._join(samples)))
         model_input = model_input.view(-1, *self.shape[1:])
-        output = _tensor_of(self.model(model_input, timestep, **keywords))
+        try:
+            output = _tensor_of(self.model(model_input, timestep, **keywords))
+        except RuntimeError as error:
+            if not _DTYPE.search(str(error)):
+                raise
+            dtype = str(model_input.dtype).removeprefix("torch.")
+            raise RuntimeError(
+                f"the model fails on an input of {dtype}: {error}; name the dtype it takes with "
+                "dtype=, or convert the conditioning"
+            ) from error
         if output.data_ptr() == model_input.data_ptr():
             output = output.clone()  # a network that returns its input: the op writes there
         if output.shape != model_input.shape:
             raise ValueError(
                 f"the model must return the shape of its input {tuple(model_input.shape)}, "
-                f"got {tuple(output.shape)}"
+                f"got {tuple(output.shape)}{_surplus(output, model_input)}"
             )
         if output.device != model_input.device:
             raise ValueError(
@@ -120,8 +146,9 @@ class NetworkCall:
     def fixed(self) -> "NetworkCall":
         """The same call of all rows, with conditioning in buffers of its own."""
         twin = copy.copy(self)
-        twin._all = pytree.tree_map_only(Tensor, Tensor.clone, self._all)
-        twin.halves = []
+        twin._halves = []
+        twin._leaves = [v.clone() if isinstance(v, Tensor) else v for v in self._leaves]
+        twin._all = self._tree.rebuild(iter(twin._leaves))
         return twin
 
     def load(self, other: "NetworkCall") -> None:
@@ -132,7 +159,7 @@ class NetworkCall:
 
     def leaves(self) -> list:
         """The tensors and plain values that every row is called with, of both halves."""
-        return pytree.tree_leaves(self._all)
+        return self._leaves
 
     def bytes(self) -> int:
         return sum(leaf.nbytes for leaf in self.leaves() if isinstance(leaf, Tensor))
@@ -151,53 +178,10 @@ def _tensor_of(output: Any) -> Tensor:
     return output
 
 
-def _keywords_of(tree: Any) -> dict:
-    return {} if tree is None else dict(tree)
-
-
-def _leaves(name: str, tree: Any, batch: int, device: torch.device) -> dict[str, Any]:
-    """{path: leaf} of one half, every tensor checked to have a row per sample."""
-    if tree is not None and not isinstance(tree, Mapping):
-        raise TypeError(
-            f"{name} must be a mapping of the model's keyword arguments, got {type(tree).__name__}"
-        )
-    flat = pytree.tree_flatten_with_path(_keywords_of(tree))[0]
-    leaves = {pytree.keystr(path): leaf for path, leaf in flat}
-    for path, leaf in leaves.items():
-        if not isinstance(leaf, Tensor):
-            continue
-        if leaf.dim() == 0 or leaf.shape[0] != batch:
-            raise ValueError(
-                f"{name}{path} must have one row per sample, first dimension {batch}, "
-                f"got shape {tuple(leaf.shape)}"
-            )
-        if leaf.device != device:
-            raise ValueError(f"{name}{path} must be on {device} as the noise is, got {leaf.device}")
-    return leaves
-
-
-def _alike(unconditional: dict[str, Any], conditioning: dict[str, Any]) -> None:
-    """Raises unless the halves can be stacked: the same paths, shapes and plain values."""
-    for path in {**conditioning, **unconditional}:
-        for name, half in (("unconditional", unconditional), ("conditioning", conditioning)):
-            if path not in half:
-                raise ValueError(
-                    f"unconditional and conditioning must name the same arguments; "
-                    f"{name} has no {path}"
-                )
-        a, b = unconditional[path], conditioning[path]
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(
-                    f"unconditional{path} must have the shape and dtype of conditioning{path}, "
-                    f"{tuple(b.shape)} {b.dtype}, got {tuple(a.shape)} {a.dtype}"
-                )
-        elif isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
-            raise ValueError(
-                f"unconditional{path} must equal conditioning{path} where one of them is no "
-                f"tensor, got {_kind(a)} and {_kind(b)}"
-            )
-
-
-def _kind(leaf: Any) -> str:
-    return f"a tensor {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+def _surplus(output: Tensor, model_input: Tensor) -> str:
+    """A word on channels that a model predicts beside the latents' own, such as a variance."""
+    shape, own = list(output.shape), list(model_input.shape)
+    if len(shape) < 2 or len(shape) != len(own) or shape[1] <= own[1]:
+        return ""
+    alike = [shape[0], *shape[2:]] == [own[0], *own[2:]]
+    return f": give the latents' channels alone, output[:, :{own[1]}]" if alike else ""
