@@ -80,6 +80,8 @@ def _parts(value: Any) -> tuple[list[str], list, Any, Callable[[list], Any]] | N
     def inside(other: Any) -> bool:
         return other is not value
 
+    if isinstance(value, torch.Size):  # pytree would make a tuple of it
+        return None
     children, spec = pytree.tree_flatten(value, is_leaf=inside)
     if not (len(children) == 1 and children[0] is value):
         try:
