@@ -52,7 +52,8 @@ class AdaptiveSampler:
         config: criterion, threshold and limits.
         guidance_scale: g of ``mu + g (mc - mu)``, a number or a tensor [B]; None or 1.0 calls the
             network on the conditional half alone.
-        dtype: of the network's input; None takes the dtype of the model's parameters.
+        dtype: of the network's input; None takes what the model's own `dtype` says, else that of
+            most of its parameters.
         executor: "auto", "graph", "groups" or "eager".
         **table_arguments: passed to `SolverTable.from_scheduler`: strength (with strength_rounding)
             or begin_index, step_kwargs, and what the scheduler's set_timesteps() takes (mu, ...).
@@ -124,14 +125,18 @@ class AdaptiveSampler:
             model: ``model(model_input, timestep, **conditioning)``, rows in, rows out; gets 2B
                 rows with guidance, unconditional first. timestep: [rows], the scheduler's units.
             noise: [B, ...] floating, standard normal; scaled here.
-            conditioning, unconditional: the model's keyword arguments, pytrees of tensors [B, ...].
+            conditioning, unconditional: the model's keyword arguments, with tensors [B, ...] in
+                dataclasses and containers that torch.utils._pytree knows; NumPy arrays are taken
+                as tensors.
             latents: [B, ...] clean latents to start from (img2img), with a table made with
                 `strength` or `begin_index`; noise is added here at the first timestep's level.
+                With an inverse scheduler they are the start itself, and noise counts for nothing.
             seed: noise streams of stochastic solvers: an int s gives sample b the stream s + b; a
                 sequence or tensor [B] names each. A stream is the same whatever the batch.
             step_noise: [T, B, ...] float32, the solver's noise itself, in place of `seed`.
             guidance_scale, threshold: a number or a tensor [B], in place of the sampler's; a scale
-                of 1.0 is no guidance, and criteria without a threshold ignore one.
+                of 1.0 is no guidance, and criteria without a threshold ignore one. Decisions of
+                granularity "batch" take one threshold.
             gather: call the model on unfinished samples only; False always sends all rows, for a
                 model that closes over per-row data. Graphs always send all rows.
             callback: called with a `StepInfo` after every tick; needs the plain loop.
