@@ -14,6 +14,7 @@ from ..rules.config import AdaptiveConfig
 from ..rules.fills import coordinates
 from ..sampler import AdaptiveSampler
 from ..sampling import inputs
+from ..sampling.conditioning import Tree, tree_of
 from ..sampling.network import NetworkCall
 from ..sampling.state import State
 
@@ -29,21 +30,25 @@ class Samples:
     seed: Tensor  # [B] int64
     latents: Tensor | None = None  # [B, ...]: the clean ones of image-to-image
 
+    def trees(self) -> list[Tree | None]:
+        """Conditioning and unconditional, taken apart."""
+        named = {"conditioning": self.conditioning, "unconditional": self.unconditional}
+        where = len(self.noise), self.noise.device
+        return [None if v is None else tree_of(name, v, *where) for name, v in named.items()]
+
     def pick(self, index: Tensor) -> "Samples":
         """The samples `index` [b] int64."""
 
-        def take(tree):
+        def take(tree: Tree | None):
             if tree is None:
                 return None
-            return torch.utils._pytree.tree_map(
-                lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, dict(tree)
-            )
+            leaves = tree.leaves.values()
+            return tree.rebuild(v[index] if isinstance(v, Tensor) else v for v in leaves)
 
         return Samples(
             self.model,
             self.noise[index],
-            take(self.conditioning),
-            take(self.unconditional),
+            *map(take, self.trees()),
             self.seed[index],
             None if self.latents is None else self.latents[index],
         )

@@ -111,7 +111,8 @@ def calibrate(
     # Every argument is checked here, before anything is sampled or written.
     state, _ = begin(sampler, sampler.config, samples)
     samples = replace(samples, seed=state.seed)
-    arrays = (noise, conditioning, unconditional, latents, state.seed, guidance)
+    halves = [None if tree is None else tree.leaves for tree in samples.trees()]
+    arrays = (noise, *halves, latents, state.seed, guidance)
     key = fingerprint(asdict(table), *arrays, state.model_input.dtype)
     store = Store(None if out is None else Path(out), key)
     held = torch.arange(len(noise), device=noise.device) % HELD_OUT == HELD_OUT - 1

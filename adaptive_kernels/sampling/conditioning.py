@@ -1,17 +1,21 @@
 """What a user conditions on, as a tree: its leaves by path, and the tree around other leaves."""
 
-import copy
+import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import itertools
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-# How far a value that nobody can take apart is looked into for tensors.
-_DEPTH = 3
+from .parts import held_by, parts_of
+
+# How far, and of a container at how many, a value that nobody can take apart is looked into.
+_DEPTH, _MOST = 3, 1000
+_ROWS = "what is the same for all samples belongs into the function that calls the model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +23,12 @@ class Tree:
     """One half's keyword arguments.
 
     leaves: by path, tensors with a row per sample and plain values. structure: what stands around
-    them, to compare. rebuild: makes the tree around other leaves, given in the same order.
+    them, (path, type, what else there is to it). rebuild: makes the tree around other leaves, given
+    in the same order; what holds no tensor is the user's own object again.
     """
 
     leaves: dict[str, Any]
-    structure: list
+    structure: list[tuple[str, type, Any]]
     rebuild: Callable[[Iterator], dict]
 
 
@@ -39,114 +44,111 @@ def tree_of(name: str, value: Any, batch: int, device: torch.device) -> Tree:
         raise TypeError(
             f"{name} must be a mapping of the model's keyword arguments, got {type(value).__name__}"
         )
-    leaves: dict[str, Any] = {}
-    structure: list = []
-    rebuild = _take_apart(name, "", {} if value is None else dict(value), leaves, structure, device)
-    for path, leaf in leaves.items():
+    taken = _Taken(name, device)
+    rebuild = taken.apart("", {} if value is None else dict(value), frozenset())
+    for path, leaf in taken.leaves.items():
         if not isinstance(leaf, Tensor):
             continue
         if leaf.dim() == 0 or leaf.shape[0] != batch:
             raise ValueError(
                 f"{name}{path} must have one row per sample, first dimension {batch}, "
-                f"got shape {tuple(leaf.shape)}"
+                f"got shape {tuple(leaf.shape)}; {_ROWS}"
             )
         if leaf.device != device:
             raise ValueError(f"{name}{path} must be on {device} as the noise is, got {leaf.device}")
-    return Tree(leaves, structure, rebuild)
+    return Tree(taken.leaves, taken.structure, rebuild)
 
 
-def _take_apart(
-    name: str, path: str, value: Any, leaves: dict, structure: list, device: torch.device
-) -> Callable[[Iterator], Any]:
-    if isinstance(value, np.ndarray):
-        value = _tensor(name + path, value, device)
-    parts = None if isinstance(value, Tensor) else _parts(value)
-    if parts is None:
-        _check_plain(name + path, value)
-        leaves[path] = value
-        return next
-    keys, children, context, join = parts
-    structure.append((path, type(value), context))
-    rebuilds = [
-        _take_apart(name, path + key, child, leaves, structure, device)
-        for key, child in zip(keys, children, strict=True)
-    ]
-    return lambda given: join([rebuild(given) for rebuild in rebuilds])
+class _Taken:
+    """What has been found of a tree so far."""
 
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name, self.device = name, device
+        self.leaves: dict[str, Any] = {}
+        self.structure: list[tuple[str, type, Any]] = []
 
-def _parts(value: Any) -> tuple[list[str], list, Any, Callable[[list], Any]] | None:
-    """Names, children, what else there is to it, and how to join others; None for a leaf."""
+    def apart(self, path: str, value: Any, within: frozenset) -> Callable[[Iterator], Any]:
+        """Note the leaves of a value; return what makes it of others.
 
-    def inside(other: Any) -> bool:
-        return other is not value
+        within: ids of what it stands in.
+        """
+        if isinstance(value, np.ndarray):
+            value = _tensor(self.name + path, value, self.device)
+        parts = None if isinstance(value, Tensor) else parts_of(value)
+        if parts is None:
+            _check_plain(self.name + path, value)
+            self.leaves[path] = value
+            return next
+        if id(value) in within:
+            raise ValueError(f"{self.name}{path} must not hold itself, got {type(value).__name__}")
+        self.structure.append((path, type(value), parts.context))
+        before = len(self.leaves)
+        rebuilds = [
+            self.apart(path + key, child, within | {id(value)})
+            for key, child in zip(parts.keys, parts.children, strict=True)
+        ]
+        found = itertools.islice(self.leaves.values(), before, None)
+        cut = any(isinstance(leaf, Tensor) for leaf in found)
 
-    if isinstance(value, torch.Size):  # pytree would make a tuple of it
-        return None
-    children, spec = pytree.tree_flatten(value, is_leaf=inside)
-    if not (len(children) == 1 and children[0] is value):
-        try:
-            named, _ = pytree.tree_flatten_with_path(value, is_leaf=inside)
-            keys = [pytree.keystr(key) for key, _ in named]
-        except ValueError:  # a container registered without paths
-            keys = [f"[{number}]" for number in range(len(children))]
-            if isinstance(value, Mapping) and len(value) == len(children):
-                keys = [f"[{key!r}]" for key in value]
-        return keys, children, spec, lambda given: pytree.tree_unflatten(given, spec)
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, torch.nn.Module)):
-        names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+        def rebuild(given: Iterator) -> Any:
+            children = [make(given) for make in rebuilds]
+            # A counter or a setting stays the object that it is.
+            return parts.join(children) if cut or not path else value
 
-        def join(given: list) -> Any:
-            twin = copy.copy(value)
-            for name, child in zip(names, given, strict=True):
-                object.__setattr__(twin, name, child)  # it may be frozen
-            return twin
-
-        return [f".{name}" for name in names], [getattr(value, n) for n in names], names, join
-    return None
+        return rebuild
 
 
 def _tensor(path: str, array: np.ndarray, device: torch.device) -> Tensor:
     try:
-        return torch.tensor(np.ascontiguousarray(array).reshape(array.shape), device=device)
-    except TypeError:
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.tensor(np.ascontiguousarray(native).reshape(array.shape), device=device)
+    except (TypeError, ValueError):
         raise TypeError(f"{path} must be numbers, got a NumPy array of {array.dtype}") from None
 
 
 def _check_plain(path: str, value: Any) -> None:
     """Raise TypeError for a value that hides tensors: they would not be cut to the samples."""
-    if isinstance(value, Iterator):
+    if isinstance(value, (types.GeneratorType, map, zip, filter)):
         raise TypeError(
-            f"{path} must be the same at every call of the model, got {type(value).__name__}, "
+            f"{path} must be the same at every call of the model, got a {type(value).__name__}, "
             "which the first call uses up"
         )
     if not isinstance(value, Tensor) and _hides_tensors(value, _DEPTH):
         raise TypeError(
-            f"{path} must be a tensor, a plain value or a container that "
-            f"torch.utils._pytree knows, got {type(value).__name__} with tensors inside; "
-            "pass the tensors, or register it with torch.utils._pytree.register_pytree_node"
+            f"{path} must be a tensor, a plain value, a dataclass or a container that "
+            f"torch.utils._pytree knows, got {type(value).__name__} with tensors or arrays inside: "
+            "pass these by themselves, or register it with torch.utils._pytree."
+            f"register_pytree_node; {_ROWS}"
         )
 
 
 def _hides_tensors(value: Any, depth: int) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
         return True
-    if depth == 0 or isinstance(value, (str, bytes, type, torch.nn.Module)):
+    if depth == 0 or isinstance(value, (type, torch.nn.Module, types.FunctionType)):
         return False
-    held = list(getattr(value, "__dict__", {}).values())
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        held += [
-            getattr(value, slot, None) for slot in ([slots] if isinstance(slots, str) else slots)
-        ]
-    if isinstance(value, Mapping):
-        held += value.values()
-    elif isinstance(value, (Sequence, Set)) and not isinstance(value, (range, torch.Size)):
-        held += value
-    return any(_hides_tensors(part, depth - 1) for part in held)
+    parts: Any = held_by(value).values()
+    if isinstance(value, (dict, types.MappingProxyType)):
+        parts = itertools.chain(parts, value.values())
+    elif isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+        parts = itertools.chain(parts, value)
+    return any(_hides_tensors(part, depth - 1) for part in itertools.islice(parts, _MOST))
 
 
-def check_alike(unconditional: Mapping[str, Any], conditioning: Mapping[str, Any]) -> None:
-    """Raise ValueError unless halves stack: the same paths, shapes and plain values."""
+def check_alike(first: Tree, second: Tree) -> None:
+    """Raise ValueError unless halves stack: the same paths, kinds, shapes and plain values.
+
+    first: unconditional. second: conditioning.
+    """
+    kinds = [{path: kind for path, kind, _ in half.structure} for half in (first, second)]
+    for path in {**kinds[0], **kinds[1]}:
+        a, b = (half.get(path) for half in kinds)
+        if _family(a) is not _family(b):
+            got = " and ".join("nothing" if kind is None else kind.__name__ for kind in (a, b))
+            raise ValueError(
+                f"unconditional{path} and conditioning{path} must be of one kind, got {got}"
+            )
+    unconditional, conditioning = first.leaves, second.leaves
     for path in {**conditioning, **unconditional}:
         for name, half in (("unconditional", unconditional), ("conditioning", conditioning)):
             if path not in half:
@@ -166,6 +168,13 @@ def check_alike(unconditional: Mapping[str, Any], conditioning: Mapping[str, Any
                 f"unconditional{path} must equal conditioning{path} where one of them is no "
                 f"tensor, got {_kind(a)} and {_kind(b)}"
             )
+
+
+def _family(kind: type | None) -> type | None:
+    """Dicts of all kinds are one, and so are lists and tuples."""
+    families = (dict, list, tuple)
+    found = next((f for f in families if kind is not None and issubclass(kind, f)), kind)
+    return list if found is tuple else found
 
 
 def _kind(leaf: Any) -> str:

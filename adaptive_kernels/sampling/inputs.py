@@ -13,6 +13,9 @@ from ..solvers.table import SolverTable
 from .network import network_dtype
 from .state import State
 
+# Criteria that compare with one.
+_THRESHOLDS = ("third_order", "released", "defect")
+
 
 def begin(
     table: SolverTable,
@@ -34,7 +37,7 @@ def begin(
         model, noise, latents, seed, step_noise, threshold: as a call of `AdaptiveSampler` takes
             them.
         guidance_scale: () or [B], of `guidance_of`; None: the network has no unconditional half.
-        dtype: of the network's input; None takes that of the model's parameters.
+        dtype: of the network's input; None takes `network_dtype(model)`.
         tables: `fill_tables(table, config)` made before; None makes them.
 
     Raises: ValueError, TypeError naming the argument.
@@ -54,6 +57,8 @@ def begin(
         why = "was made with a strength"
         if table.begin:
             why = f"leaves out the first {table.begin} rows of its schedule"
+        elif table.levels is not None and table.levels.rising:
+            why = "leads from an image to noise"
         raise ValueError(
             f"latents must be given, the clean ones to start from, as this table {why}; got None"
         )
@@ -88,7 +93,8 @@ def begin(
     )
     if threshold is not None:
         values = threshold_of(threshold, batch)
-        if config.granularity == "batch" and values.dim() and bool((values != values[:1]).any()):
+        used = config.granularity == "batch" and config.criterion in _THRESHOLDS
+        if used and values.dim() and bool((values != values[:1]).any()):
             raise ValueError(
                 "threshold must be one number with granularity 'batch', which takes one decision "
                 f"for all samples, got {values.tolist()}"

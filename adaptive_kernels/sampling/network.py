@@ -8,32 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .conditioning import check_alike, tree_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch says where an input and a weight do not go together.
-_DTYPE = re.compile(r"dtype|scalar ?type|input type|not implemented for '", re.IGNORECASE)
+_DTYPE = re.compile(
+    r"same dtype|expected scalar type|scalar types to match|input type|mixed dtype", re.IGNORECASE
+)
 
 
 def network_dtype(model: Any) -> torch.dtype:
     """The dtype that a network is fed in: its own `dtype` if it says one, as diffusers' models do.
 
     Else that of most of a module's floating-point parameters, by elements, of those dtypes that a
-    network can be fed in; float32 for a function.
+    network can be fed in; float32 for a function. An attribute that no parameter bears out is what
+    the module was made with, before it was converted.
 
     Raises: TypeError where all parameters are of another floating-point dtype.
     """
-    try:
-        said = getattr(model, "dtype", None)
-    except Exception:  # a property that needs parameters
-        said = None
-    if isinstance(said, torch.dtype) and said in DTYPES:
-        return said
     elements: Counter[torch.dtype] = Counter()
     for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and not is_lazy(parameter):
             elements[parameter.dtype] += parameter.numel()
+    said = _said_dtype(model)
+    if said in DTYPES and (said in elements or not elements or _computes_dtype(model)):
+        return said
     usable = [dtype for dtype in DTYPES if dtype in elements]
     if usable:
         return max(usable, key=elements.__getitem__)
@@ -44,6 +45,20 @@ def network_dtype(model: Any) -> torch.dtype:
             "with dtype="
         )
     return torch.float32
+
+
+def _said_dtype(model: Any) -> torch.dtype | None:
+    try:
+        said = getattr(model, "dtype", None)
+    except Exception:  # a property that needs parameters
+        return None
+    return said if isinstance(said, torch.dtype) else None
+
+
+def _computes_dtype(model: Any) -> bool:
+    """Whether its dtype is worked out when asked for; a compiled module hands it on."""
+    kind = type(getattr(model, "_orig_mod", model))
+    return isinstance(getattr(kind, "dtype", None), property)
 
 
 class NetworkCall:
@@ -85,7 +100,7 @@ class NetworkCall:
             trees = {"unconditional": unconditional, **trees}
         halves = {n: tree_of(n, tree, shape[0], device) for n, tree in trees.items()}
         if guided:
-            check_alike(halves["unconditional"].leaves, halves["conditioning"].leaves)
+            check_alike(halves["unconditional"], halves["conditioning"])
         self._tree = halves["conditioning"]
         self.structure = self._tree.structure
         paths = list(self._tree.leaves)
@@ -119,12 +134,13 @@ class NetworkCall:
         try:
             output = _tensor_of(self.model(model_input, timestep, **keywords))
         except RuntimeError as error:
-            if not _DTYPE.search(str(error)):
+            # Its own kinds of error say what they are.
+            if type(error) is not RuntimeError or not _DTYPE.search(str(error)):
                 raise
             dtype = str(model_input.dtype).removeprefix("torch.")
             raise RuntimeError(
                 f"the model fails on an input of {dtype}: {error}; name the dtype it takes with "
-                "dtype=, or convert the conditioning"
+                "AdaptiveSampler(dtype=...), or convert the conditioning"
             ) from error
         if output.data_ptr() == model_input.data_ptr():
             output = output.clone()  # a network that returns its input: the op writes there

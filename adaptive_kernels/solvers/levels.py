@@ -9,6 +9,7 @@ which the table carries a constant x0, and constant noise where it adds none, fr
 whatever the scheduler's configuration is called.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .reading import copies
+from .reading.config import config_of, number_of
 from .start import added_noise
 
 # Largest mismatch of a table with its own levels, in units of the latents: DDIM with trailing
@@ -74,12 +76,12 @@ def read_levels(
 ) -> NoiseLevels | None:
     """Read the levels of a scheduler and find its prediction; None where they do not fit its table.
 
-    They are those of add_noise() or scale_noise(), else of the schedule it keeps: whichever fits.
+    They are those of add_noise() or scale_noise(), or of the schedule it keeps if it has neither.
     A table of a single row has none, as nothing tells whether they fit.
     """
     if len(timesteps) < 2:
         return None
-    config = getattr(scheduler, "config", None) or {}
+    config = config_of(scheduler)
     stages = int(getattr(scheduler, "order", 1))
     for alpha, sigma in _levels(scheduler, timesteps, begin):
         found = _fit(alpha, sigma, config, rows)
@@ -101,7 +103,10 @@ def _fit(
 
     between: the second stages of steps stand where the table brings them, whatever was given.
     """
-    candidates = []
+    candidates, configured = [], config.get("prediction_type")
+    if configured is None and bool(((alpha + sigma - 1).abs() < 1e-6).all()):
+        # Of two rows, v would do as well.
+        configured = "flow_prediction"
     for number, (name, a, b) in enumerate(_predictions(alpha, sigma, config)):
         if between:
             alpha, sigma = (v.clone() for v in (alpha, sigma))
@@ -118,7 +123,7 @@ def _fit(
             last = torch.stack((clean[-1], (mean[-1].square() + rows.S[-1].square()).sqrt()))
             whole = torch.cat((torch.stack((alpha, sigma), 1), last[None])).T
             levels = NoiseLevels(*whole, a.clone(), b.clone(), name)
-            candidates.append((name != config.get("prediction_type"), error, levels))
+            candidates.append((name != configured, error, levels))
     # The configured prediction, if it is one that fits; else the one that fits best.
     return min(candidates, key=lambda candidate: candidate[:2])[2] if candidates else None
 
@@ -128,28 +133,38 @@ def _levels(scheduler: Any, timesteps: Tensor, begin: int) -> Iterator[tuple[Ten
     rows = len(timesteps)
     # A fresh copy for each row: a scheduler may keep the index of its first call.
     added = (added_noise(copies.begin_at(scheduler, begin + i), timesteps[i:]) for i in range(rows))
-    if (first := next(added)) is not None:
-        alpha, sigma = torch.tensor([first, *added], dtype=torch.float64, device="cpu").T
-        yield alpha, sigma
+    pairs = [*itertools.takewhile(lambda pair: pair is not None, added)]
+    if hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise"):
+        if len(pairs) == rows:
+            alpha, sigma = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
+            yield alpha, sigma
+        return
 
-    def kept(name: str) -> Tensor | None:
+    def kept(name: str, count: int) -> Tensor | None:
         value = getattr(scheduler, name, None)
-        whole = isinstance(value, Tensor) and value.ndim == 1 and len(value) >= begin + rows
+        whole = isinstance(value, Tensor) and value.ndim == 1 and count <= len(value) <= count + 1
         return value[begin : begin + rows].double() if whole else None
 
-    if (sigma := kept("sigmas")) is not None:
-        yield 1 - sigma, sigma
-        yield torch.ones_like(sigma), sigma
+    sigma = kept("sigmas", begin + rows)
+    if sigma is not None:
+        # x_0 is init_noise_sigma * noise, which tells the units: flow matching ends at 1.
+        unit = number_of(scheduler, "init_noise_sigma") <= 1
         norm = (1 + sigma.square()).rsqrt()
-        yield norm, sigma * norm
-    alpha, sigma = kept("alphas"), kept("betas")
+        if scheduler.sigmas.amax() <= 1:
+            yield 1 - sigma, sigma
+        elif unit:
+            yield norm, sigma * norm
+        else:
+            yield torch.ones_like(sigma), sigma
+    alpha, sigma = kept("alphas", begin + rows), kept("betas", begin + rows)
     if alpha is not None and sigma is not None:
         yield alpha, sigma
     products = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(products, Tensor) and not timesteps.is_floating_point():
         # On the way up latents stand at the timestep before, the first at none.
         first = getattr(scheduler, "initial_alpha_cumprod", products[0])
-        before = scheduler.timesteps[begin - 1 : begin + rows - 1] if begin else timesteps[:-1]
+        whole = copies.timesteps_of(scheduler)
+        before = whole[begin - 1 : begin + rows - 1] if begin else timesteps[:-1]
         if before.amax() < len(products) and before.amin() >= 0:
             product = products[before].double()
             if not begin:

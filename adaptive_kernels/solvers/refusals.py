@@ -1,7 +1,8 @@
 """What cannot be a table: the reason by the setting's name, and the way out."""
 
-from collections.abc import Mapping
 from typing import Any
+
+from .reading.config import config_of
 
 _NO_TABLE = {
     "solver_p": "steps with a scheduler of its own; construct it with solver_p=None",
@@ -25,7 +26,7 @@ def refuse(scheduler: Any) -> None:
     if missing:
         raise UnsupportedSchedulerError(f"{name}: it has no step(), so no step can be read off")
     for key, reason in _NO_TABLE.items():
-        value = _config(scheduler).get(key)
+        value = config_of(scheduler).get(key)
         if value is not None:
             raise UnsupportedSchedulerError(f"{name}: {key}={value!r} {reason}")
 
@@ -33,14 +34,14 @@ def refuse(scheduler: Any) -> None:
 def clamp(scheduler: Any) -> str:
     """Name the clamp that makes a step nonlinear; empty if none is configured."""
     for key in ("thresholding", "clip_sample", "clip_denoised"):
-        if _config(scheduler).get(key):
+        if config_of(scheduler).get(key):
             return f"{key}=True clamps x0, which is not linear; construct it with {key}=False"
     return ""
 
 
 def learned_variance(scheduler: Any) -> str:
     """Name the variance that a step misses in the model output; empty if none is configured."""
-    value = str(_config(scheduler).get("variance_type"))
+    value = str(config_of(scheduler).get("variance_type"))
     if not value.startswith("learned"):
         return ""
     fixed = "fixed_small_log" if type(scheduler).__name__ == "UnCLIPScheduler" else "fixed_small"
@@ -52,7 +53,7 @@ def learned_variance(scheduler: Any) -> str:
 
 def fresh_noise(scheduler: Any) -> str:
     """Which setting makes a step use the noise of an earlier one; empty if none that is known."""
-    config = _config(scheduler)
+    config = config_of(scheduler)
     if "tau_func" in config:
         return (
             "its corrector uses the noise of the step before, which a row does not keep; construct "
@@ -68,7 +69,7 @@ def fresh_noise(scheduler: Any) -> str:
 
 def other_spacing(scheduler: Any) -> str:
     """What to change where the terms of a step cancel: the settings that make them large."""
-    config = _config(scheduler)
+    config = config_of(scheduler)
     ways = [f"without {key}=True" for key in _SPACINGS if config.get(key)]
     if (order := config.get("solver_order") or 1) > 1:
         ways.append(f"with solver_order={order - 1}")
@@ -77,14 +78,10 @@ def other_spacing(scheduler: Any) -> str:
 
 def long_history(scheduler: Any, history: int, most: int) -> str:
     """Say that a step reads more outputs than the ops keep, and which setting makes it so."""
-    config = _config(scheduler)
+    config = config_of(scheduler)
     way = "take a solver of lower order"
     if "skip_prk_steps" in config:
         way = "construct it with skip_prk_steps=True"
     elif lower := [key for key in ("predictor_order", "corrector_order") if config.get(key, 1) > 1]:
         way = f"construct it with a smaller {' and '.join(lower)}"
     return f"a step reads {history} outputs, of which at most {most} are kept; {way}"
-
-
-def _config(scheduler: Any) -> Mapping[str, Any]:
-    return getattr(scheduler, "config", None) or {}

@@ -5,15 +5,17 @@ and checked on random data, so a new scheduler needs no code.
 """
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .levels import Rows, read_levels
-from .reading import copies, drive, factorise, precision
+from .reading import copies, drive, factorise, precision, quick
+from .reading.config import number_of
+from .reading.errors import Cancels, NotLinear, ProbeError, StepFails, TooOld
 from .reading.probe import Probe, elsewhere, probe
 from .refusals import (
     UnsupportedSchedulerError,
@@ -51,68 +53,62 @@ def read_scheduler(
         set_timesteps_kwargs = {"strength": strength, **set_timesteps_kwargs}
         strength = None
     # Schedulers create tensors of their own, which must meet the probe's on one device.
-    with _on_cpu(), torch.no_grad():
-        try:
-            twin = copies.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
-        except drive.ProbeError as error:
-            raise UnsupportedSchedulerError(f"{type(scheduler).__name__}: {error}") from error
+    with _on_cpu(), torch.no_grad(), _refusing(scheduler):
+        twin = copies.prepare(scheduler, num_inference_steps, set_timesteps_kwargs)
         begin = first_row(
-            *(len(twin.timesteps), _stages(twin)),
+            *(len(copies.timesteps_of(twin)), _stages(twin)),
             *(num_inference_steps, strength, strength_rounding, begin_index),
         )
         # A text-to-image pipeline sets no begin index, and a scheduler may mind.
         run = twin if strength is None and not begin else copies.begin_at(twin, begin)
-        fields = _read(scheduler, twin, copy.deepcopy(run), begin, step_kwargs)
-    return {**fields, "needs_latents": bool(begin) or shortened}
+        fields = _read(twin, copy.deepcopy(run), begin, step_kwargs)
+    return {**fields, "needs_latents": fields["needs_latents"] or shortened}
 
 
 def read_prepared(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `SolverTable` of a scheduler whose timesteps are set, from row `begin` on."""
     refuse(scheduler)
     drive.check_step_kwargs(scheduler, step_kwargs)
-    with _on_cpu(), torch.no_grad():
+    with _on_cpu(), torch.no_grad(), _refusing(scheduler):
         twin = copies.on_cpu(scheduler)
         if getattr(twin, "_step_index", None) is not None:
             # scale_model_input() of the first step has set it, and step() sets it to the same.
             twin._step_index = None
-        first_row(len(twin.timesteps), _stages(twin), None, None, None, begin)
-        fields = _read(scheduler, twin, copy.deepcopy(twin), begin, step_kwargs)
-    return {**fields, "needs_latents": bool(begin)}
+        count = len(copies.timesteps_of(twin))
+        first_row(count, _stages(twin), None, None, None, begin)
+        return _read(twin, copy.deepcopy(twin), begin, step_kwargs)
 
 
-def _read(
-    scheduler: Any, twin: Any, run: Any, begin: int, step_kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def _read(twin: Any, run: Any, begin: int, step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Read the rows from `begin` on.
 
     twin: timesteps set, never stepped; it stays as it is. run: the same, to be used up.
     """
-    name = type(scheduler).__name__
-    try:
-        timesteps, probed, solver = _solve(run, twin.timesteps[begin:].clone(), step_kwargs)
-        scale = solver.z.norm(dim=1)
-        rows = Rows(solver.p, solver.q, solver.A, scale, solver.C)
-        levels = read_levels(twin, timesteps, begin, rows)
-        start = added_noise(copies.begin_at(twin, begin), timesteps)
-    except drive.ProbeError as error:
-        raise UnsupportedSchedulerError(f"{name}: {_reason(scheduler, error)}") from error
-    if solver.C.shape[1] > MAX_HISTORY:
-        reason = long_history(scheduler, solver.C.shape[1], MAX_HISTORY)
-        raise UnsupportedSchedulerError(f"{name}: {reason}")
-    if levels is not None and levels.rising:
+    timesteps = copies.timesteps_of(twin)[begin:].clone()
+    timesteps, probed, solver = _solve(run, timesteps, step_kwargs)
+    scale = solver.z.norm(dim=1)
+    levels = read_levels(
+        twin, timesteps, begin, Rows(solver.p, solver.q, solver.A, scale, solver.C)
+    )
+    start = added_noise(copies.begin_at(twin, begin), timesteps)
+    rising = levels is not None and levels.rising
+    if rising and not begin:
         # Inversion: the latents of an image as they are.
         start = 1.0, 0.0
     elif start is None and levels is not None:
         start = float(levels.alpha[0]), float(levels.sigma[0])
+    if solver.C.shape[1] > MAX_HISTORY:
+        raise ProbeError(long_history(twin, solver.C.shape[1], MAX_HISTORY))
     return {
         **{"p": solver.p, "q": solver.q, "A": solver.A, "S": scale, "C": solver.C},
         "input_scale": probed.input_scale,
         "timesteps": timesteps,
-        "init_noise_sigma": float(getattr(twin, "init_noise_sigma", 1.0)),
+        "init_noise_sigma": number_of(twin, "init_noise_sigma"),
         "start": start,
         "stages": _stages(twin),
-        "name": name,
+        "name": type(twin).__name__,
         "begin": begin,
+        "needs_latents": bool(begin) or rising,
         "levels": levels,
         "estimate": _in_noise(probed.estimate, solver.z, scale),
         "draws": tuple(
@@ -122,19 +118,32 @@ def _read(
     }
 
 
+@contextmanager
+def _refusing(scheduler: Any) -> Iterator[None]:
+    """Say of which scheduler it is, and in the user's words why, that it cannot be read."""
+    try:
+        yield
+    except ProbeError as error:
+        name = type(scheduler).__name__
+        raise UnsupportedSchedulerError(f"{name}: {_reason(scheduler, error)}") from error
+
+
 def _stages(scheduler: Any) -> int:
-    return int(getattr(scheduler, "order", 1))
+    order = number_of(scheduler, "order")
+    if order < 1 or order != int(order):
+        raise ProbeError(f"its order must be a whole number from 1 on, got {order:g}")
+    return int(order)
 
 
-def _reason(scheduler: Any, error: drive.ProbeError) -> str:
+def _reason(scheduler: Any, error: ProbeError) -> str:
     """Why it is no table: by the setting that makes it none, where one does."""
-    if isinstance(error, factorise.TooOld):
+    if isinstance(error, TooOld):
         return fresh_noise(scheduler) or str(error)
-    if isinstance(error, factorise.NotLinear):
+    if isinstance(error, NotLinear):
         return clamp(scheduler) or str(error)
-    if isinstance(error, precision.Cancels):
+    if isinstance(error, Cancels):
         return f"{error}; {other_spacing(scheduler)}"
-    missed = learned_variance(scheduler) if isinstance(error, drive.StepFails) else ""
+    missed = learned_variance(scheduler) if isinstance(error, StepFails) else ""
     return missed or str(error)
 
 
@@ -150,7 +159,7 @@ def _solve(
     while True:
         try:
             return timesteps, *_attempt(run, timesteps, step_kwargs, per_row)
-        except drive.StepFails as error:
+        except StepFails as error:
             first = first or error
             if not isinstance(error.__cause__, IndexError):
                 raise first from first.__cause__
@@ -166,17 +175,18 @@ def _attempt(
     run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any], per_row: bool
 ) -> tuple[Probe, factorise.Solver]:
     """By the quick way where that tells the whole truth. run: stays as it is."""
-    solved = None
-    if drive.may_be_quick(type(run)) and not per_row:
-        with suppress(drive.ProbeError):
+    solved, known = None, quick.is_of_diffusers(type(run))
+    if quick.may_be_quick(type(run)) and not per_row:
+        with suppress(ProbeError):
             probed = probe(copy.deepcopy(run), timesteps, step_kwargs, quick=True)
             solved = factorise.solve(probed)
     if solved is None:
         probed = probe(copy.deepcopy(run), timesteps, step_kwargs, per_row=per_row)
         solved = factorise.solve(probed)
+    if not known:
         other = elsewhere(copy.deepcopy(run), timesteps, step_kwargs, probed, per_row)
         factorise.check_elsewhere(solved, other)
-    if solved.cancellation > _DOUBTFUL:
+    if not known or solved.cancellation > _DOUBTFUL:
         precision.check(copy.deepcopy(run), timesteps, step_kwargs, probed, solved, per_row)
     return probed, solved
 

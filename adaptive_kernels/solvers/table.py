@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .keywords import known_keywords
 from .levels import NoiseLevels
-from .reading.drive import Draw
+from .reading.noise import Draw
 from .scheduler import read_prepared, read_scheduler
 
 

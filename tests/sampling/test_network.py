@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import enum
+import itertools
 import types
 
 import diffusers
@@ -11,9 +12,10 @@ import pytest
 import torch
 from diffusers.utils import BaseOutput
 from torch.utils import _pytree as pytree
+from transformers.utils import ModelOutput
 
 import adaptive_kernels as ak
-from adaptive_kernels.sampling.network import network_dtype
+from adaptive_kernels.sampling.network import NetworkCall, network_dtype
 
 SHAPE = (4, 2, 6)
 # Samples that leave the batch at different ticks: a row that is not cut would meet others.
@@ -117,7 +119,11 @@ def test_tensors_are_cut_to_the_samples_wherever_they_are(make, array, guided):
     expected = sample(bend, *plain[: 1 + guided], **named)
     assert torch.equal(ours.latents, expected.latents)
     assert ours.nfe.unique().numel() > 1
-    assert torch.equal(torch.as_tensor(values[0]), SHIFT)
+    for half, value in zip(halves, values, strict=True):
+        added = half["added"]
+        while isinstance(added, list):
+            added = added[0]
+        assert (added["shift"] if isinstance(added, dict) else added.shift) is value
 
 
 class Mode(enum.Enum):
@@ -160,17 +166,25 @@ class Slotted:
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (Hidden(), TypeError, r"conditioning\['x'\] must be .* got Hidden with tensors inside"),
-        (Slotted(), TypeError, r"conditioning\['x'\] must be .* got Slotted with tensors inside"),
+        (
+            Hidden(),
+            TypeError,
+            r"conditioning\['x'\] must be .* got Hidden with tensors.*belongs into",
+        ),
+        (
+            Slotted(),
+            TypeError,
+            r"conditioning\['x'\] must be .* got Slotted with tensors or arrays",
+        ),
         (
             collections.UserDict(y=torch.zeros(4)),
             TypeError,
-            r"conditioning\['x'\] must be .*UserDict with tensors inside.*register_pytree_node",
+            r"conditioning\['x'\] must be .*UserDict with tensors or arrays.*register_pytree_node",
         ),
         (
             [types.MappingProxyType({"y": torch.zeros(4)})],
             TypeError,
-            r"conditioning\['x'\]\[0\] must be .*mappingproxy with tensors inside",
+            r"conditioning\['x'\]\[0\] must be .*mappingproxy with tensors or arrays",
         ),
         ((t for t in [SHIFT]), TypeError, r"\['x'\] must be the same at every call.*generator"),
         (Plain(torch.zeros(3)), ValueError, r"\['x'\].shift must have one row per sample.*\(3,\)"),
@@ -188,6 +202,142 @@ class Slotted:
 def test_what_cannot_be_cut_is_refused_by_name_and_path(value, error, message):
     with pytest.raises(error, match=message):
         sample(lambda x, t, x_: x, {"x": value})
+
+
+@dataclasses.dataclass
+class Derived:
+    """Holds more than its fields."""
+
+    shift: torch.Tensor
+
+    def __post_init__(self):
+        self.pooled = 2 * self.shift
+        self.gain = 1.0
+
+
+class Further(Plain):
+    """Not decorated itself."""
+
+    def __init__(self, shift):
+        super().__init__(shift)
+        self.pooled = 2 * shift
+
+
+@dataclasses.dataclass
+class Stubborn:
+    shift: torch.Tensor
+
+    def __copy__(self):
+        return self
+
+
+class Members(Plain, enum.Enum):
+    ONE = (torch.arange(4.0),)
+
+
+@pytest.mark.parametrize("kind", [Derived, Further])
+def test_what_is_no_field_is_cut_stacked_compared_and_signed_too(kind):
+    model = lambda x, t, c: bend(x, t, c.pooled)  # noqa: E731
+    halves = [{"c": kind(value)} for value in (SHIFT, 0.5 * SHIFT)]
+    plain = [{"shift": 2 * SHIFT}, {"shift": SHIFT}]
+    ours, expected = (
+        sample(network, *given, guidance_scale=2.0)
+        for network, given in ((model, halves), (bend, plain))
+    )
+    assert torch.equal(ours.latents, expected.latents)
+    halves[0]["c"].gain = 2.0
+    halves[1]["c"].gain = 3.0
+    with pytest.raises(ValueError, match=r"unconditional\['c'\].gain must equal"):
+        sample(model, *halves, guidance_scale=2.0)
+
+
+def test_nothing_is_written_into_the_users_objects():
+    value = Stubborn(SHIFT)
+    sample(lambda x, t, c: bend(x, t, c.shift), {"c": value})
+    assert value.shift is SHIFT
+    with pytest.raises(TypeError, match=r"\['c'\] must be .*got Members with tensors"):
+        sample(lambda x, t, c: x, {"c": Members.ONE})
+
+
+def test_what_holds_no_tensor_stays_the_object_that_it_is():
+    """A counter in a dataclass, say."""
+    names = ["a"]
+
+    @dataclasses.dataclass
+    class Counter:
+        n: int = 0
+
+    counter = Counter()
+
+    def model(x, t, state, shift):
+        assert state["names"] is names
+        state["counter"].n += 1
+        return bend(x, t, shift)
+
+    result = sample(model, {"state": {"counter": counter, "names": names}, "shift": SHIFT})
+    assert counter.n == result.nfe.max()
+
+
+@pytest.mark.parametrize("kind", [Output, ModelOutput])
+def test_an_output_whose_field_is_none_is_rebuilt(kind):
+    @dataclasses.dataclass
+    class More(kind):
+        shift: torch.Tensor = None
+        mask: torch.Tensor = None
+
+    def model(x, t, c):
+        assert type(c) is More and c.mask is None and c["shift"] is c.shift
+        return bend(x, t, c[0])
+
+    assert torch.equal(sample(model, {"c": More(shift=SHIFT)}).latents, plain_run())
+
+
+def plain_run():
+    return sample(bend, {"shift": SHIFT}).latents
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        SHIFT.numpy()[::-1].copy()[::-1],
+        SHIFT.numpy().astype(">f4"),
+        np.broadcast_to(SHIFT.numpy()[:, None], (4, 3))[:, 0],
+    ],
+    ids=["backwards", "big-endian", "read-only"],
+)
+def test_arrays_of_all_layouts_are_taken(array):
+    assert torch.equal(sample(bend, {"shift": array}).latents, plain_run())
+
+
+def test_what_holds_itself_is_refused():
+    loop = Plain(SHIFT)
+    loop.scale = [loop]
+    with pytest.raises(ValueError, match=r"conditioning\['x'\].scale\[0\] must not hold itself"):
+        sample(lambda x, t, x_: x, {"x": loop})
+
+
+def test_large_plain_values_are_passed_in_no_time():
+    given = {"a": bytearray(10**7), "b": range(10**9), "c": types.SimpleNamespace(d=[0] * 10**6)}
+    assert torch.equal(
+        sample(lambda x, t, **_: bend(x, t, SHIFT[: len(x)] * 0), given).latents,
+        sample(lambda x, t: bend(x, t, SHIFT[: len(x)] * 0)).latents,
+    )
+
+
+def test_a_signature_sees_what_stands_around_the_tensors():
+    def call(value):
+        return NetworkCall(bend, SHAPE, False, {"x": value}, None, True, torch.device("cpu"))
+
+    same = [call(Plain(SHIFT)).structure for _ in range(2)]
+    assert same[0] == same[1]
+    others = [call(v).structure for v in (Frozen(SHIFT), [SHIFT], {"shift": SHIFT}, Derived(SHIFT))]
+    assert all(one != other for one, other in itertools.combinations([same[0], *others], 2))
+
+
+def test_halves_of_different_kinds_are_refused():
+    for a, b in ((Plain(SHIFT), Frozen(SHIFT)), ([], {}), ({"y": SHIFT}, Plain(SHIFT))):
+        with pytest.raises(ValueError, match=r"unconditional\['x'\] and .* must be of one kind"):
+            sample(lambda x, t, x_: x, {"x": a}, {"x": b}, guidance_scale=2.0)
 
 
 def test_halves_that_differ_in_plain_values_are_refused_by_path():
@@ -266,25 +416,87 @@ def test_most_parameters_decide_for_a_module_that_says_nothing():
     assert network_dtype(network) == torch.bfloat16
     assert network_dtype(torch.compile(network)) == torch.bfloat16
     assert network_dtype(lambda x, t: x) == torch.float32
-    network.dtype = torch.float16
-    assert network_dtype(network) == torch.float16
-    network.dtype = "auto"
-    assert network_dtype(network) == torch.bfloat16
+    for said in (torch.float16, torch.float64, torch.float8_e4m3fn, "auto", None):
+        network.dtype = said  # no parameter bears it out, or nobody can be fed in it
+        assert network_dtype(network) == torch.bfloat16
+    network.dtype = torch.float32  # the norm's
+    assert network_dtype(network) == torch.float32
+
+
+class Converted(torch.nn.Module):
+    """Remembers the dtype that it was made with, as some do."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtype = torch.float32
+        self.inner = torch.nn.Linear(6, 6)
+
+    def forward(self, x, t):
+        return self.inner(x)
+
+
+class Computed(Converted):
+    """Computes in another dtype than it stores, and says so."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.inner = torch.nn.Linear(6, 6)
+
+    dtype = property(lambda self: torch.float16)
+
+
+class Broken(Converted):
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+
+    dtype = property(lambda self: next(self.parameters()).dtype)
+
+
+def test_a_dtype_that_is_worked_out_is_believed_and_a_remembered_one_checked():
+    assert network_dtype(Converted().bfloat16()) == torch.bfloat16
+    assert network_dtype(torch.compile(Converted().bfloat16())) == torch.bfloat16
+    assert network_dtype(Computed()) == network_dtype(torch.compile(Computed())) == torch.float16
+    assert network_dtype(Broken()) == torch.float32
+    sample(Converted().bfloat16())
+    lazy = torch.nn.Sequential(torch.nn.Linear(6, 6).half(), torch.nn.LazyLinear(6))
+    assert network_dtype(lazy) == torch.float16
 
 
 def test_a_mismatch_inside_the_network_names_dtype():
     inner = torch.nn.Linear(6, 6).bfloat16()
     with pytest.raises(
-        RuntimeError, match=r"fails on an input of float32: .*; name the dtype it takes with dtype="
+        RuntimeError,
+        match=r"fails on an input of float32: .*; name the dtype it takes with \w+.dtype=",
     ) as raised:
         sample(lambda x, t: inner(x))
     assert isinstance(raised.value.__cause__, RuntimeError)
     sample(lambda x, t: inner(x), dtype=torch.bfloat16)
     convolution = torch.nn.Conv1d(2, 2, 1).half()
-    with pytest.raises(RuntimeError, match="name the dtype it takes with dtype="):
+    with pytest.raises(RuntimeError, match=r"the dtype it takes with AdaptiveSampler\(dtype="):
         sample(lambda x, t: convolution(x))
-    with pytest.raises(RuntimeError, match=r"^broken$"):
-        sample(lambda x, t: (_ for _ in ()).throw(RuntimeError("broken")))
+
+
+class Own(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("broken"),
+        RuntimeError("no entry for dtype_embed"),
+        Own("mat1 and mat2 must have the same dtype"),
+        NotImplementedError("not implemented for 'Half'"),
+        torch.OutOfMemoryError("expected scalar type"),
+    ],
+)
+def test_what_a_network_raises_otherwise_passes_as_it_is(error):
+    def fail(x, t):
+        raise error
+
+    with pytest.raises(RuntimeError) as raised:
+        sample(fail)
+    assert raised.value is error
 
 
 def test_surplus_channels_are_named():

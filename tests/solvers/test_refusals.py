@@ -1,5 +1,8 @@
 """What is no table is refused, by the setting that makes it none; what only looks so is served."""
 
+import threading
+import types
+
 import diffusers
 import pytest
 import torch
@@ -53,10 +56,172 @@ def test_a_scheduler_that_mixes_elements_is_refused(change, module):
         SolverTable.from_scheduler(mixing(CHANGES[change], module), 5)
 
 
-@pytest.mark.parametrize("axis", range(4))
-def test_a_scheduler_that_looks_at_the_shape_is_refused(axis):
+SHAPES = {
+    **{f"divides by size {axis}": lambda x, axis=axis: x / x.shape[axis] for axis in range(4)},
+    "fourth channel": lambda x: torch.cat((x[:, :3], 2 * x[:, 3:]), 1),
+    "fourth sample": lambda x: torch.cat((x[:3], 2 * x[3:])),
+    "wide latents": lambda x: 2 * x if x.shape[-1] >= 16 else x,
+}
+
+
+@pytest.mark.parametrize("change", SHAPES)
+def test_a_scheduler_that_looks_at_the_shape_is_refused(change):
     with pytest.raises(UnsupportedSchedulerError, match="to latents of another shape"):
-        SolverTable.from_scheduler(mixing(lambda x: x / x.shape[axis]), 5)
+        SolverTable.from_scheduler(mixing(SHAPES[change]), 5)
+
+
+def test_a_scheduler_that_looks_at_the_dtype_is_refused():
+    with pytest.raises(UnsupportedSchedulerError, match="to latents of another dtype"):
+        SolverTable.from_scheduler(mixing(lambda x: 2 * x if x.dtype == torch.float32 else x), 5)
+
+
+NOISES = {
+    "one a sample": (
+        lambda x: torch.randn(x.shape[0], 1, 1, 1, dtype=x.dtype),
+        "draws noise of sh",
+    ),
+    "one for all": (lambda x: torch.randn(1), "draws noise of shape"),
+    "like a part": (lambda x: torch.randn_like(x[:1]), "draws noise of shape"),
+    "a number": (lambda x: torch.randn(()).item() * x, "draws noise of shape"),
+    "uniform": (torch.rand_like, "draws random numbers with rand_like.*torch.randn"),
+    "in place": (lambda x: torch.empty_like(x).normal_(), "draws random numbers with normal_"),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_that_a_table_cannot_draw_is_refused_by_what_it_is(noise):
+    change, message = NOISES[noise]
+    with pytest.raises(UnsupportedSchedulerError, match=message):
+        SolverTable.from_scheduler(mixing(lambda x: x + 0.1 * change(x)), 5)
+
+
+def test_a_noise_sampler_of_another_meaning_is_left_alone():
+    """Only diffusers' own are known to give unit variance over a path."""
+
+    class Quiet(diffusers.DDIMScheduler):
+        noise_sampler = None
+
+        def step(self, model_output, timestep, sample, return_dict=True):
+            out = super().step(model_output, timestep, sample, return_dict=False)[0]
+            return (out if self.noise_sampler is None else out + self.noise_sampler(out),)
+
+    table = SolverTable.from_scheduler(Quiet(clip_sample=False), 5)
+    assert not table.S.any() and not any(table.draws)
+
+
+class Line:
+    """A flow Euler scheduler of ten lines, that tests change."""
+
+    def set_timesteps(self, n, device=None):
+        self.timesteps = torch.linspace(1000, 1000 / n, n)
+        self.sigmas = torch.cat((self.timesteps / 1000, torch.zeros(1)))
+        self.at = 0
+
+    def move(self, x, m, d):
+        return x + d * m
+
+    def step(self, model_output, timestep, sample):
+        d = float(self.sigmas[self.at + 1] - self.sigmas[self.at])
+        self.at += 1
+        return (self.move(sample, model_output, d),)
+
+
+def line(**attributes):
+    scheduler = Line()
+    vars(scheduler).update(attributes)
+    return scheduler
+
+
+@pytest.mark.parametrize("name", ["x", "m", "both", "scale"])
+def test_a_scheduler_that_writes_into_its_arguments_is_served(name):
+    """What it does to what it was given is its own business."""
+
+    class Writing(Line):
+        def scale_model_input(self, sample, timestep=None):
+            return sample.mul_(0.5) if name == "scale" else 0.5 * sample
+
+        def move(self, x, m, d):
+            x = x.mul_(0.9) if name in ("x", "both") else 0.9 * x
+            m = m.mul_(2.0) if name in ("m", "both") else 2.0 * m
+            return x.add_(m, alpha=d) if name == "both" else x + d * m
+
+    table = SolverTable.from_scheduler(Writing(), 5)
+    kept = 0.9 * (0.5 if name == "scale" else 1.0)
+    assert torch.allclose(table.A + table.C[:, 0] * table.p, torch.full((5,), kept).double())
+    assert torch.allclose(table.C[:, 0] * table.q, torch.full((5,), -0.4).double())
+    assert (table.input_scale == 0.5).all()
+
+
+class Listed(Line):
+    def set_timesteps(self, n):
+        super().set_timesteps(n)
+        self.timesteps = self.timesteps.tolist()
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [Line(), Listed(), line(config=types.SimpleNamespace(prediction_type="flow_prediction"))],
+    ids=["plain", "timesteps as a list", "settings as an object"],
+)
+def test_a_scheduler_of_ones_own_needs_little(scheduler):
+    table = SolverTable.from_scheduler(scheduler, 5)
+    assert table.levels.prediction == "flow_prediction" and table.start == (0.0, 1.0)
+
+
+def test_levels_are_not_made_up():
+    """alphas and betas of training, a spread in units of sigma, an add_noise() that is none."""
+    slice_of_lms = diffusers.LMSDiscreteScheduler(
+        prediction_type="sample", timestep_spacing="linspace"
+    )
+    assert SolverTable.from_scheduler(slice_of_lms, 50, begin_index=2).levels is None
+
+    class Spread(Line):
+        init_noise_sigma = 80.0
+
+        def set_timesteps(self, n):
+            super().set_timesteps(n)
+            self.sigmas = torch.cat((torch.logspace(1.9, -2, n), torch.zeros(1)))
+
+        def step(self, model_output, timestep, sample):
+            now, then = self.sigmas[self.at].item(), self.sigmas[self.at + 1].item()
+            self.at += 1
+            return (sample + (then - now) / now * (sample - model_output),)
+
+    table = SolverTable.from_scheduler(Spread(), 5)
+    assert table.levels.prediction == "sample" and (table.levels.alpha == 1).all()
+    later = SolverTable.from_scheduler(Spread(), 5, begin_index=2)
+    assert later.start == (1.0, pytest.approx(table.levels.sigma[2].item()))
+
+    for add_noise in (
+        lambda clean, noise, t: clean + torch.randn_like(clean),
+        lambda clean, noise, t: (clean + noise).clamp(-1, 1),
+        lambda clean, noise, t: clean / 0,
+        lambda clean: clean,
+        None,
+    ):
+        table = SolverTable.from_scheduler(line(add_noise=add_noise), 5)
+        assert table.levels is None and table.start is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"order": 0}, "its order must be a whole number from 1 on, got 0"),
+        ({"order": None}, "its order must be a number"),
+        ({"init_noise_sigma": [1.0, 2.0]}, r"its init_noise_sigma must be a number, got \[1.0, 2"),
+        ({"set_timesteps": lambda n: None}, "its set_timesteps.. sets no timesteps"),
+        ({"move": lambda x, m, d: x + d * m + torch.tensor(float("nan"))}, "gives NaN or Inf"),
+        ({"step": lambda model_output, timestep, sample: sample}, "step 0 returns no latents"),
+        ({"step": lambda model_output, timestep, sample: ()}, "step 0 returns no latents"),
+        ({"scale_model_input": lambda x: x}, r"its scale_model_input\(\) fails: TypeError"),
+        ({"scale_model_input": lambda x, t: None}, "is not a multiple of the latents"),
+        ({"lock": threading.Lock()}, "it cannot be copied: TypeError"),
+        ({"move": lambda x, m, d: (x + d * m).numpy()}, "step 0 returns no latents"),
+    ],
+)
+def test_what_a_scheduler_of_ones_own_gets_wrong_is_said_of_it(attributes, message):
+    with pytest.raises(UnsupportedSchedulerError, match=f"^Line: .*{message}"):
+        SolverTable.from_scheduler(line(**attributes), 5)
 
 
 def test_what_leaves_elements_alone_is_still_a_table():

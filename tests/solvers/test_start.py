@@ -99,7 +99,7 @@ def test_bad_strengths_are_refused(kwargs, message):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_latents_begin_as_the_scheduler_noises_them(case):
-    """add_noise() or scale_noise(); the clean latents themselves where noise is to be made."""
+    """add_noise() or scale_noise(), or the levels of its own schedule."""
     stages = getattr(case.make(), "order", 1)
     table = SolverTable.from_scheduler(
         case.make(), 10, strength=0.6, strength_rounding="down", **case.kwargs
@@ -107,10 +107,10 @@ def test_latents_begin_as_the_scheduler_noises_them(case):
     scheduler, timesteps = prepare(case, 10, 4 * stages)
     clean, noise = torch.randn(2, 1, 1, 8, 1, generator=torch.Generator().manual_seed(0))
     a, b = table.start
-    if "inverse" in case.id:
-        assert (a, b) == (1.0, 0.0)
-        return
-    if hasattr(scheduler, "add_noise"):
+    if case.id == "ddim-inverse":
+        product = scheduler.alphas_cumprod[scheduler.timesteps[3]]
+        theirs = product.sqrt() * clean + (1 - product).sqrt() * noise
+    elif hasattr(scheduler, "add_noise"):
         theirs = scheduler.add_noise(clean, noise, timesteps[:1])
     elif hasattr(scheduler, "scale_noise"):
         theirs = scheduler.scale_noise(clean, timesteps[:1], noise)
@@ -170,6 +170,10 @@ def test_an_image_is_inverted_and_comes_back(inverse):
         *(image, torch.zeros(100, *image.shape), {}),
     )[-1]
     assert (ours.latents - theirs).norm() < 1e-4 * theirs.norm()
+    table = SolverTable.from_scheduler(up, 10)
+    assert table.start == (1.0, 0.0) and table.needs_latents and table.levels.rising
+    with pytest.raises(ValueError, match=r"latents must be given.* leads from an image to noise"):
+        AdaptiveSampler(table)(model, image, progress=False)
     # Noise of about unit spread, of which the solver makes the image again.
     assert 0.7 < float(ours.latents.std()) < 1.1
     back = AdaptiveSampler(down, 100, config)(model, ours.latents, progress=False)
@@ -180,6 +184,20 @@ def test_an_image_is_inverted_and_comes_back(inverse):
     )
     assert int(fewer.nfe.max()) < 90
     assert (fewer.latents - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_inverted_sigmas_are_the_share_of_the_image():
+    """Mochi's: its sigmas rise from 0, where the latents are noise, and it needs no image."""
+    table = SolverTable.from_scheduler(
+        diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), 10
+    )
+    assert table.start == (0.0, 1.0) and not table.needs_latents and not table.levels.rising
+    assert (table.levels.alpha.diff() > 0).all()
+    middle = SolverTable.from_scheduler(
+        diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), 10, begin_index=4
+    )
+    levels = middle.levels
+    assert middle.start == pytest.approx((levels.alpha[0].item(), levels.sigma[0].item()))
 
 
 def test_noise_is_drawn_by_the_sampler_where_a_path_was():

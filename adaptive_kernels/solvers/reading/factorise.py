@@ -10,21 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .drive import ProbeError
+from .errors import NotLinear, TooOld
 from .probe import Probe
 
 # Coefficients are exact to a few float64 roundings; anything beyond this share of its row is real.
 _TOLERANCE = 1e-11
 # What rounding makes of a step's terms in float64, at most; anything beyond is another function.
 _MISMATCH = 1e-9
-
-
-class NotLinear(ProbeError):
-    """The steps ran, and are no table."""
-
-
-class TooOld(NotLinear):
-    """A step uses noise or latents that a row does not keep."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,8 @@ def check_elsewhere(solver: Solver, probe: Probe) -> None:
     if not (error <= _MISMATCH * max(1.0, solver.cancellation)).all():
         i = int(error.argmax())
         raise NotLinear(
-            f"step {i} does something else to latents of another shape (error {error[i]:.1e})"
+            f"step {i} does something else to latents of another shape, or when run again "
+            f"(error {error[i]:.1e})"
         )
 
 

@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .drive import ProbeError, run
+from .drive import run
+from .errors import Cancels, NotLinear
 from .factorise import Solver
 from .probe import Probe
 
 # Below this share of the latents nobody minds; above, no more than this times the scheduler's own.
 NEGLIGIBLE = 1e-4
 _WORSE = 10
-
-
-class Cancels(ProbeError):
-    """The terms of a table are so much larger than the step's that float32 loses the step."""
+# Beyond rounding, whatever the solver.
+_OTHERWISE = 1e-2
 
 
 def check(
@@ -27,18 +26,24 @@ def check(
     solver: Solver,
     per_row: bool = False,
 ) -> None:
-    """Raise ProbeError where the table's float32 run is far worse than the scheduler's own.
+    """Raise where float32 does not do what float64 did.
+
+    Cancels: the table's float32 run is far worse than the scheduler's own. NotLinear: the
+    scheduler's own float32 run is not the one that the table was read from.
 
     scheduler: timesteps set and never stepped; it is used up.
     """
     ours = _error(_follow(solver, probe), probe)
-    if ours <= NEGLIGIBLE:
-        return
     theirs = _error(_own(scheduler, timesteps, step_kwargs, probe, per_row), probe)
-    if not ours <= _WORSE * theirs:
+    if ours > NEGLIGIBLE and not ours <= _WORSE * theirs:
         raise Cancels(
             f"its table's terms are {solver.cancellation:.0f} times the step's own and cancel, "
             f"which in float32 is {ours:.0e} off where its own steps are {theirs:.0e} off"
+        )
+    if theirs > _OTHERWISE and not theirs <= _WORSE * ours:
+        raise NotLinear(
+            f"its own steps in float32 are {theirs:.0e} off those in float64: they do something "
+            "else to latents of another dtype"
         )
 
 
@@ -70,9 +75,9 @@ def _own(
         scheduler,
         timesteps,
         step_kwargs,
-        sample_at=lambda i, last: first.reshape(2, 2, -1, 1) if last is None else last,
-        output_at=lambda i: outputs[i].reshape(2, 2, -1, 1),
-        noise_at=lambda i, draw: noise[i, draw].reshape(2, 2, -1, 1),
+        sample_at=lambda i, last: first.reshape(2, 2, -1, 1).clone() if last is None else last,
+        output_at=lambda i: outputs[i].reshape(2, 2, -1, 1).clone(),
+        noise_at=lambda i, draw: noise[i, draw].reshape(2, 2, -1, 1).clone(),
         per_row=per_row,
     )
     return torch.cat((first[None], seen.outputs))

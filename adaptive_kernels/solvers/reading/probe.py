@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .drive import DRAWS, Draw, ProbeError, Vector, run
+from .config import config_of, number_of
+from .drive import run
+from .errors import ProbeError
+from .noise import DRAWS, Draw
+from .quick import Vector
+
+# Another shape for latents than the probe's, with as many channels and columns as some have.
+_ELSEWHERE = (4, 17, 3, 18)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def elsewhere(
 
     scheduler: timesteps set and never stepped; it is used up.
     """
-    shape, steps = (3, 3, 5, 7), len(timesteps)
+    shape, steps = _ELSEWHERE, len(timesteps)
     data = _random_data(scheduler, (2 + DRAWS) * steps, math.prod(shape))
     first, outputs, noise = data[0], data[steps : 2 * steps], data[2 * steps :]
     noise = noise.unflatten(0, (steps, DRAWS))
@@ -109,9 +116,10 @@ def elsewhere(
         scheduler,
         timesteps,
         step_kwargs,
-        sample_at=lambda i, last: first.reshape(shape) if last is None else last,
-        output_at=lambda i: outputs[i].reshape(shape),
-        noise_at=lambda i, draw: noise[i, draw].reshape(shape),
+        # Copies, as a scheduler may write into its arguments.
+        sample_at=lambda i, last: (first if last is None else last).reshape(shape).clone(),
+        output_at=lambda i: outputs[i].reshape(shape).clone(),
+        noise_at=lambda i, draw: noise[i, draw].reshape(shape).clone(),
         per_row=per_row,
     )
     data_x = torch.cat((first[None], seen.outputs))
@@ -142,10 +150,10 @@ def _estimate(seen: Tensor | None, data_x: Tensor, data: Tensor) -> Tensor | Non
 
 
 def _random_data(scheduler: Any, count: int, width: int) -> Tensor:
-    config = getattr(scheduler, "config", None) or {}
+    config = config_of(scheduler)
     limits = [float(config.get(key) or 1) for key in ("clip_sample_range", "sample_max_value")]
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(count, width, generator=generator, dtype=torch.float64)
-    data[0] *= float(getattr(scheduler, "init_noise_sigma", 1.0))
+    data[0] *= number_of(scheduler, "init_noise_sigma")
     data[:, width // 2 :] *= 1e3 * max(limits)
     return data
