@@ -114,7 +114,9 @@ def test_a_fill_is_exact_for_what_it_assumes(case):
     ):
         sampler = AdaptiveSampler(table, config=config)
         start = (x / table.init_noise_sigma)[None]
-        result = sampler(model, start, progress=False, step_noise=z[:, None].float())
+        image = start if table.needs_latents else None
+        call = {"latents": image, "step_noise": z[:, None].float(), "progress": False}
+        result = sampler(model, start, **call)
         assert result.nfe[0] <= 0.6 * table.num_steps
         error = (result.latents[0].double() - full[-1]).abs().max()
         # Float32 rounds each row at 6e-8 of latents that hold up to 160 times as much noise.
@@ -345,8 +347,9 @@ def test_a_schedule_too_short_to_skip_is_the_plain_run(name, steps):
     if table.levels is None and steps > 1:
         return
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    call = {"latents": x if table.needs_latents else None, "progress": False}
     results = [
-        AdaptiveSampler(table, config=config)(lambda x, t: torch.tanh(x), x, progress=False)
+        AdaptiveSampler(table, config=config)(lambda x, t: torch.tanh(x), x, **call)
         for config in (AdaptiveConfig(1e9, 4, "defect"), AdaptiveConfig(criterion="never"))
     ]
     assert results[0].refreshed.all()
