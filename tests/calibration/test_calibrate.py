@@ -1,5 +1,6 @@
 """`calibrate`: targets are met, held-out samples stay out, nothing is lost or mixed up."""
 
+import dataclasses
 import json
 import os
 
@@ -102,6 +103,35 @@ def test_the_target_is_met_and_the_report_tells_the_truth(
     if name == "quality_db":
         # Nothing tried that reaches the target makes fewer calls.
         assert all(p["nfe"] >= nfe for p in report["curve"] if p["psnr_db"] >= target)
+
+
+@dataclasses.dataclass
+class Labels:
+    label: object
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "array"])
+def test_conditioning_is_picked_and_known_by_its_values_wherever_it_is(kind, tmp_path):
+    """In a dataclass and as a NumPy array: the samples held out, the key of what is done."""
+
+    class Inside(Network):
+        def __call__(self, x, timestep, given=None, label=None):
+            return super().__call__(x, timestep, label if given is None else given.label)
+
+    def given(label):
+        if kind == "array":
+            return {"label": label.numpy()}
+        return {"given": Labels(label)}
+
+    label = labels()["label"]
+    ours = calibrate(Inside(), calls=4, conditioning=given(label), out=tmp_path / "a")
+    assert ours == calibrate(calls=4, out=tmp_path / "b")
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
+    assert reports[0]["chosen"] == reports[1]["chosen"]
+    changed = label.clone()
+    changed[5] += 1e-3
+    with pytest.raises(ValueError, match="got that of another model input"):
+        calibrate(Inside(), calls=4, conditioning=given(changed), out=tmp_path / "a")
 
 
 def test_out_holds_the_config_the_report_and_a_picture(tmp_path):
