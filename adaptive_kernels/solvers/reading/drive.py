@@ -5,7 +5,7 @@ The scheduler is only duck-typed: nothing here imports diffusers.
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +88,7 @@ def run(
     inputs, outputs, estimates = [], [], []
     result: tuple = (None, None)
     stood = generator.get_state()
-    # Nobody's random numbers move, whatever step() draws.
-    with nullcontext() if quick else torch.random.fork_rng(devices=[]), _mode(quick, draws):
+    with nullcontext() if quick else Float64(draws):
         for i, t in enumerate(timesteps):
             x = sample_at(i, result[0])
             draws.begin(x)
@@ -108,9 +107,9 @@ def run(
                 raise ProbeError(
                     f"step {i} turns shape {tuple(x.shape)} into {tuple(result[0].shape)}"
                 )
-            outputs.append(result[0].flatten().double())
+            outputs.append(result[0].flatten().double().clone())
             if isinstance(result[1], Tensor) and result[1].numel() == x.numel():
-                estimates.append(result[1].flatten().double())
+                estimates.append(result[1].flatten().double().clone())
     if quick and not torch.equal(generator.get_state(), stood):
         raise ProbeError("a step draws noise")
     fed, given = torch.stack(inputs), torch.stack(outputs)
@@ -125,10 +124,6 @@ def run(
     )
 
 
-def _mode(quick: bool, draws: Draws) -> AbstractContextManager:
-    return nullcontext() if quick else Float64(draws)
-
-
 def _scaled(scheduler: Any, i: int, x: Tensor, t: Tensor) -> Tensor:
     """[D] float64: what the network would be fed."""
     scale = getattr(scheduler, "scale_model_input", None)
@@ -138,7 +133,7 @@ def _scaled(scheduler: Any, i: int, x: Tensor, t: Tensor) -> Tensor:
         fed = scale(x, t)
     except Exception as error:
         raise ProbeError(
-            f"its scale_model_input() fails: {type(error).__name__}: {error}"
+            f"its scale_model_input() fails in step {i}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(fed, Tensor) or fed.shape != x.shape:
         raise ProbeError("scale_model_input() is not a multiple of the latents")
