@@ -15,9 +15,15 @@ MOVED = {
     "plan": "rules.plan",
     "result": "sampling.result",
     "schedule": "solvers",
+    "solvers.drive": "solvers.reading.noise",
     "state": "sampling.state",
 }
 PACKAGE = __package__
+
+
+def _below(name: str) -> str:
+    """A module's name below the package."""
+    return name.removeprefix(f"{PACKAGE}.")
 
 
 class Moved:
@@ -25,8 +31,7 @@ class Moved:
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
-        package, _, module = name.rpartition(".")
-        return ModuleSpec(name, Moved) if package == PACKAGE and module in MOVED else None
+        return ModuleSpec(name, Moved) if _below(name) in MOVED else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
@@ -34,7 +39,7 @@ class Moved:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        now = f"{PACKAGE}.{MOVED[module.__name__.rpartition('.')[2]]}"
+        now = f"{PACKAGE}.{MOVED[_below(module.__name__)]}"
         warnings.warn(f"{module.__name__} is {now} now", DeprecationWarning, stacklevel=2)
         target = importlib.import_module(now)
         module.__dict__.update((k, v) for k, v in vars(target).items() if not k.startswith("__"))

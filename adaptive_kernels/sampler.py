@@ -130,7 +130,8 @@ class AdaptiveSampler:
                 as tensors.
             latents: [B, ...] clean latents to start from (img2img), with a table made with
                 `strength` or `begin_index`; noise is added here at the first timestep's level.
-                With an inverse scheduler they are the start itself, and noise counts for nothing.
+                At the first row of an inverse scheduler they are the start itself, and noise
+                counts for nothing.
             seed: noise streams of stochastic solvers: an int s gives sample b the stream s + b; a
                 sequence or tensor [B] names each. A stream is the same whatever the batch.
             step_noise: [T, B, ...] float32, the solver's noise itself, in place of `seed`.

@@ -44,7 +44,7 @@ def tree_of(name: str, value: Any, batch: int, device: torch.device) -> Tree:
         raise TypeError(
             f"{name} must be a mapping of the model's keyword arguments, got {type(value).__name__}"
         )
-    taken = _Taken(name, device)
+    taken = _Taken(name, batch, device)
     rebuild = taken.apart("", {} if value is None else dict(value), frozenset())
     for path, leaf in taken.leaves.items():
         if not isinstance(leaf, Tensor):
@@ -62,8 +62,8 @@ def tree_of(name: str, value: Any, batch: int, device: torch.device) -> Tree:
 class _Taken:
     """What has been found of a tree so far."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.device = name, device
+    def __init__(self, name: str, batch: int, device: torch.device) -> None:
+        self.name, self.batch, self.device = name, batch, device
         self.leaves: dict[str, Any] = {}
         self.structure: list[tuple[str, type, Any]] = []
 
@@ -76,7 +76,9 @@ class _Taken:
             value = _tensor(self.name + path, value, self.device)
         parts = None if isinstance(value, Tensor) else parts_of(value)
         if parts is None:
-            _check_plain(self.name + path, value)
+            _check_plain(self.name + path, value, self.batch)
+            if path in self.leaves:
+                raise ValueError(f"{self.name}{path} must be one key, got two that print alike")
             self.leaves[path] = value
             return next
         if id(value) in within:
@@ -106,25 +108,26 @@ def _tensor(path: str, array: np.ndarray, device: torch.device) -> Tensor:
         raise TypeError(f"{path} must be numbers, got a NumPy array of {array.dtype}") from None
 
 
-def _check_plain(path: str, value: Any) -> None:
-    """Raise TypeError for a value that hides tensors: they would not be cut to the samples."""
+def _check_plain(path: str, value: Any, batch: int) -> None:
+    """Raise TypeError for a value that hides rows of samples: they would not be cut to them."""
     if isinstance(value, (types.GeneratorType, map, zip, filter)):
         raise TypeError(
             f"{path} must be the same at every call of the model, got a {type(value).__name__}, "
             "which the first call uses up"
         )
-    if not isinstance(value, Tensor) and _hides_tensors(value, _DEPTH):
+    if not isinstance(value, Tensor) and _hides_rows(value, batch, _DEPTH):
         raise TypeError(
             f"{path} must be a tensor, a plain value, a dataclass or a container that "
-            f"torch.utils._pytree knows, got {type(value).__name__} with tensors or arrays inside: "
-            "pass these by themselves, or register it with torch.utils._pytree."
-            f"register_pytree_node; {_ROWS}"
+            f"torch.utils._pytree knows, got {type(value).__name__} with {batch} rows inside: pass "
+            "these by themselves, or register it with torch.utils._pytree.register_pytree_node; "
+            f"{_ROWS}"
         )
 
 
-def _hides_tensors(value: Any, depth: int) -> bool:
+def _hides_rows(value: Any, batch: int, depth: int) -> bool:
+    """Whether a value has tensors or arrays inside with as many rows as there are samples."""
     if isinstance(value, (Tensor, np.ndarray)):
-        return True
+        return value.ndim > 0 and value.shape[0] == batch
     if depth == 0 or isinstance(value, (type, torch.nn.Module, types.FunctionType)):
         return False
     parts: Any = held_by(value).values()
@@ -132,7 +135,7 @@ def _hides_tensors(value: Any, depth: int) -> bool:
         parts = itertools.chain(parts, value.values())
     elif isinstance(value, (list, tuple, set, frozenset, collections.deque)):
         parts = itertools.chain(parts, value)
-    return any(_hides_tensors(part, depth - 1) for part in itertools.islice(parts, _MOST))
+    return any(_hides_rows(part, batch, depth - 1) for part in itertools.islice(parts, _MOST))
 
 
 def check_alike(first: Tree, second: Tree) -> None:

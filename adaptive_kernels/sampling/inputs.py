@@ -53,7 +53,7 @@ def begin(
         raise ValueError("noise must have values, got a meta tensor")
     batch = noise.shape[0]
     x = noise.float() * table.init_noise_sigma
-    if latents is None and table.needs_latents:
+    if latents is None and (table.needs_latents or table.begin):
         why = "was made with a strength"
         if table.begin:
             why = f"leaves out the first {table.begin} rows of its schedule"

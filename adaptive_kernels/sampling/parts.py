@@ -1,8 +1,10 @@
 """Containers taken apart by one level, and joined again around other parts."""
 
 import collections
+import contextlib
 import dataclasses
 import enum
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,20 +31,24 @@ def parts_of(value: Any) -> Parts | None:
         if not isinstance(value, (Mapping, Sequence)):
             return _dataclass(value)
 
-    def inside(other: Any) -> bool:
-        return other is not value
-
-    children, spec = pytree.tree_flatten(value, is_leaf=inside)
-    if len(children) == 1 and children[0] is value:
+    children, spec = pytree.tree_flatten(value, is_leaf=_below_first())
+    if spec.is_leaf():
         return None
-    try:
-        named, _ = pytree.tree_flatten_with_path(value, is_leaf=inside)
-        keys = [pytree.keystr(key) for key, _ in named]
-    except ValueError:  # a container registered without paths
-        keys = [f"[{number}]" for number in range(len(children))]
-        if isinstance(value, Mapping) and len(value) == len(children):
-            keys = [f"[{key!r}]" for key in value]
+    keys = [f"[{number}]" for number in range(len(children))]
+    if isinstance(value, Mapping) and len(value) == len(children):
+        keys = [f"[{key!r}]" for key in value]
+    if not any(child is value for child in children):
+        # A container may be registered without paths.
+        with contextlib.suppress(ValueError):
+            named, _ = pytree.tree_flatten_with_path(value, is_leaf=lambda v: v is not value)
+            keys = [pytree.keystr(key) for key, _ in named]
     return Parts(keys, children, spec, lambda given: pytree.tree_unflatten(given, spec))
+
+
+def _below_first() -> Callable[[Any], bool]:
+    """Asked of a value, then of its parts: whether it is a part, that may be the value again."""
+    asked = itertools.count()
+    return lambda _: next(asked) > 0
 
 
 def _dataclass(value: Any) -> Parts:

@@ -72,6 +72,7 @@ def read_levels(
     scheduler: Any,  # timesteps set; it stays as it is
     timesteps: Tensor,  # [T]
     begin: int,
+    stages: int,  # rows per solver step
     rows: Rows,
 ) -> NoiseLevels | None:
     """Read the levels of a scheduler and find its prediction; None where they do not fit its table.
@@ -82,7 +83,6 @@ def read_levels(
     if len(timesteps) < 2:
         return None
     config = config_of(scheduler)
-    stages = int(getattr(scheduler, "order", 1))
     for alpha, sigma in _levels(scheduler, timesteps, begin):
         found = _fit(alpha, sigma, config, rows)
         if found is None and stages == 2:

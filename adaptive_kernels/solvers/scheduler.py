@@ -87,9 +87,8 @@ def _read(twin: Any, run: Any, begin: int, step_kwargs: Mapping[str, Any]) -> di
     timesteps = copies.timesteps_of(twin)[begin:].clone()
     timesteps, probed, solver = _solve(run, timesteps, step_kwargs)
     scale = solver.z.norm(dim=1)
-    levels = read_levels(
-        twin, timesteps, begin, Rows(solver.p, solver.q, solver.A, scale, solver.C)
-    )
+    rows = Rows(solver.p, solver.q, solver.A, scale, solver.C)
+    levels = read_levels(twin, timesteps, begin, _stages(twin), rows)
     start = added_noise(copies.begin_at(twin, begin), timesteps)
     rising = levels is not None and levels.rising
     if rising and not begin:

@@ -44,7 +44,8 @@ def first_row(
 ) -> int:
     """Return the first row to run, counted as image-to-image pipelines count.
 
-    count: rows of the schedule. steps: solver steps asked for; None: as many as rows.
+    count: rows of the schedule, `stages` for a solver step. steps: solver steps asked for; None: as
+    many as rows. strength: the share of them to run, rounded "up", or down; None: from `index` on.
     Raises: ValueError naming the argument.
     """
     if strength is None:

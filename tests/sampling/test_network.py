@@ -169,22 +169,22 @@ class Slotted:
         (
             Hidden(),
             TypeError,
-            r"conditioning\['x'\] must be .* got Hidden with tensors.*belongs into",
+            r"conditioning\['x'\] must be .* got Hidden with 4 rows.*belongs into",
         ),
         (
             Slotted(),
             TypeError,
-            r"conditioning\['x'\] must be .* got Slotted with tensors or arrays",
+            r"conditioning\['x'\] must be .* got Slotted with 4 rows inside",
         ),
         (
             collections.UserDict(y=torch.zeros(4)),
             TypeError,
-            r"conditioning\['x'\] must be .*UserDict with tensors or arrays.*register_pytree_node",
+            r"conditioning\['x'\] must be .*UserDict with 4 rows inside.*register_pytree_node",
         ),
         (
             [types.MappingProxyType({"y": torch.zeros(4)})],
             TypeError,
-            r"conditioning\['x'\]\[0\] must be .*mappingproxy with tensors or arrays",
+            r"conditioning\['x'\]\[0\] must be .*mappingproxy with 4 rows inside",
         ),
         ((t for t in [SHIFT]), TypeError, r"\['x'\] must be the same at every call.*generator"),
         (Plain(torch.zeros(3)), ValueError, r"\['x'\].shift must have one row per sample.*\(3,\)"),
@@ -255,7 +255,7 @@ def test_nothing_is_written_into_the_users_objects():
     value = Stubborn(SHIFT)
     sample(lambda x, t, c: bend(x, t, c.shift), {"c": value})
     assert value.shift is SHIFT
-    with pytest.raises(TypeError, match=r"\['c'\] must be .*got Members with tensors"):
+    with pytest.raises(TypeError, match=r"\['c'\] must be .*got Members with 4 rows"):
         sample(lambda x, t, c: x, {"c": Members.ONE})
 
 
@@ -310,10 +310,34 @@ def test_arrays_of_all_layouts_are_taken(array):
 
 
 def test_what_holds_itself_is_refused():
-    loop = Plain(SHIFT)
+    loop, ring, chain = Plain(SHIFT), [], {}
     loop.scale = [loop]
-    with pytest.raises(ValueError, match=r"conditioning\['x'\].scale\[0\] must not hold itself"):
-        sample(lambda x, t, x_: x, {"x": loop})
+    ring.append(ring)
+    chain["y"] = [chain]
+    for value, path in ((loop, r".scale\[0\]"), (ring, r"\[0\]"), (chain, r"\['y'\]\[0\]")):
+        with pytest.raises(ValueError, match=rf"conditioning\['x'\]{path} must not hold itself"):
+            sample(lambda x, t, x_: x, {"x": value})
+
+
+class Alike:
+    def __repr__(self):
+        return "K"
+
+
+def test_keys_that_print_alike_are_refused():
+    with pytest.raises(ValueError, match=r"conditioning\['x'\]\[K\] must be one key, got two"):
+        sample(lambda x, t, x_: x, {"x": {Alike(): SHIFT, Alike(): SHIFT}})
+
+
+def test_an_object_that_holds_what_is_the_same_for_all_samples_passes():
+    """A table of positions, a store that a model writes other shapes into."""
+    table = types.SimpleNamespace(positions=torch.arange(9.0), seen=[torch.zeros(9, 4)])
+
+    def model(x, t, given, shift):
+        assert given is table
+        return bend(x, t, shift)
+
+    assert torch.equal(sample(model, {"given": table, "shift": SHIFT}).latents, plain_run())
 
 
 def test_large_plain_values_are_passed_in_no_time():

@@ -213,7 +213,10 @@ def test_levels_are_not_made_up():
         ({"move": lambda x, m, d: x + d * m + torch.tensor(float("nan"))}, "gives NaN or Inf"),
         ({"step": lambda model_output, timestep, sample: sample}, "step 0 returns no latents"),
         ({"step": lambda model_output, timestep, sample: ()}, "step 0 returns no latents"),
-        ({"scale_model_input": lambda x: x}, r"its scale_model_input\(\) fails in step 0: TypeError"),
+        (
+            {"scale_model_input": lambda x: x},
+            r"its scale_model_input\(\) fails in step 0: TypeError",
+        ),
         ({"scale_model_input": lambda x, t: None}, "is not a multiple of the latents"),
         ({"lock": threading.Lock()}, "it cannot be copied: TypeError"),
         ({"move": lambda x, m, d: (x + d * m).numpy()}, "step 0 returns no latents"),

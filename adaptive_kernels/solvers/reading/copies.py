@@ -62,8 +62,10 @@ def timesteps_of(scheduler: Any) -> Tensor:
 
 
 def begin_at(scheduler: Any, index: int) -> Any:
-    """Copy the scheduler and, where it can, tell the copy which of its timesteps comes first."""
-    # Attributes alone are set anew, here and by the calls that follow: its tensors may be shared.
+    """Copy the scheduler and, where it can, tell the copy which of its timesteps comes first.
+
+    A shallow copy: attributes alone are set anew, here and by the calls that follow.
+    """
     twin = copy.copy(scheduler)
     if hasattr(twin, "set_begin_index"):
         twin.set_begin_index(index)

@@ -31,7 +31,8 @@ def check(
     Cancels: the table's float32 run is far worse than the scheduler's own. NotLinear: the
     scheduler's own float32 run is not the one that the table was read from.
 
-    scheduler: timesteps set and never stepped; it is used up.
+    scheduler: timesteps set and never stepped; it is used up. solver: made of `probe`, whose data
+    both run on. per_row: a timestep for every row of the batch.
     """
     ours = _error(_follow(solver, probe), probe)
     theirs = _error(_own(scheduler, timesteps, step_kwargs, probe, per_row), probe)

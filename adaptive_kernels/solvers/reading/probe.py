@@ -106,7 +106,8 @@ def elsewhere(
 ) -> Probe:
     """Run the closed loop on data of another shape: the same probe, with that data in its place.
 
-    scheduler: timesteps set and never stepped; it is used up.
+    scheduler: timesteps set and never stepped; it is used up. per_row: a timestep for every row of
+    the batch.
     """
     shape, steps = _ELSEWHERE, len(timesteps)
     data = _random_data(scheduler, (2 + DRAWS) * steps, math.prod(shape))
