@@ -165,6 +165,7 @@ def test_importing_the_package_is_light():
         ("levels", "NoiseLevels"),
         ("fills", "FillTables"),
         ("result", "SamplingResult"),
+        ("solvers.drive", "Draw"),
     ],
 )
 def test_a_pickle_made_under_an_earlier_name_loads(earlier, name):
