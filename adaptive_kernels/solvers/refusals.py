@@ -82,6 +82,8 @@ def long_history(scheduler: Any, history: int, most: int) -> str:
     way = "take a solver of lower order"
     if "skip_prk_steps" in config:
         way = "construct it with skip_prk_steps=True"
-    elif lower := [key for key in ("predictor_order", "corrector_order") if config.get(key, 1) > 1]:
+    elif lower := [
+        key for key in ("predictor_order", "corrector_order") if (config.get(key) or 1) > 1
+    ]:
         way = f"construct it with a smaller {' and '.join(lower)}"
     return f"a step reads {history} outputs, of which at most {most} are kept; {way}"
