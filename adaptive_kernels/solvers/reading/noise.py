@@ -59,7 +59,8 @@ class Draws:
         if any(low < end and high > begin for begin, end in self._intervals):
             raise ProbeError(
                 f"step {len(self.rows) - 1} draws from its Brownian path where an earlier step has "
-                "drawn, so that its noise is not independent of that step's"
+                "drawn, so that its noise is not independent of that step's, as a table's is; "
+                "algorithm_type='sde-dpmsolver++' of DPMSolverMultistepScheduler draws anew"
             )
         self._intervals.append((low, high))
         return self._give(Draw(None, own=False, path=True))
