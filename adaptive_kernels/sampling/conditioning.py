@@ -101,6 +101,8 @@ class _Taken:
 
 
 def _tensor(path: str, array: np.ndarray, device: torch.device) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{path} must be an array without a mask, got a {type(array).__name__}")
     try:
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.tensor(np.ascontiguousarray(native).reshape(array.shape), device=device)

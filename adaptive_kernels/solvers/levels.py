@@ -9,7 +9,6 @@ which the table carries a constant x0, and constant noise where it adds none, fr
 whatever the scheduler's configuration is called.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +130,12 @@ def _fit(
 def _levels(scheduler: Any, timesteps: Tensor, begin: int) -> Iterator[tuple[Tensor, Tensor]]:
     """alpha and sigma of every row, [T] float64 each, as a scheduler may mean them."""
     rows = len(timesteps)
-    # A fresh copy for each row: a scheduler may keep the index of its first call.
-    added = (added_noise(copies.begin_at(scheduler, begin + i), timesteps[i:]) for i in range(rows))
-    pairs = [*itertools.takewhile(lambda pair: pair is not None, added)]
     if hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise"):
-        if len(pairs) == rows:
+        # A fresh copy for each row: a scheduler may keep the index of its first call.
+        pairs = [
+            added_noise(copies.begin_at(scheduler, begin + i), timesteps[i:]) for i in range(rows)
+        ]
+        if None not in pairs:
             alpha, sigma = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
             yield alpha, sigma
         return
@@ -148,11 +148,10 @@ def _levels(scheduler: Any, timesteps: Tensor, begin: int) -> Iterator[tuple[Ten
     sigma = kept("sigmas", begin + rows)
     if sigma is not None:
         # x_0 is init_noise_sigma * noise, which tells the units: flow matching ends at 1.
-        unit = number_of(scheduler, "init_noise_sigma") <= 1
-        norm = (1 + sigma.square()).rsqrt()
         if scheduler.sigmas.amax() <= 1:
             yield 1 - sigma, sigma
-        elif unit:
+        elif number_of(scheduler, "init_noise_sigma") <= 1:
+            norm = (1 + sigma.square()).rsqrt()
             yield norm, sigma * norm
         else:
             yield torch.ones_like(sigma), sigma

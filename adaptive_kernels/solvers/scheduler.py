@@ -61,7 +61,7 @@ def read_scheduler(
         )
         # A text-to-image pipeline sets no begin index, and a scheduler may mind.
         run = twin if strength is None and not begin else copies.begin_at(twin, begin)
-        fields = _read(twin, copy.deepcopy(run), begin, step_kwargs)
+        fields = _read(twin, run, begin, step_kwargs, num_inference_steps)
     return {**fields, "needs_latents": fields["needs_latents"] or shortened}
 
 
@@ -76,25 +76,31 @@ def read_prepared(scheduler: Any, begin: int, step_kwargs: Mapping[str, Any]) ->
             twin._step_index = None
         count = len(copies.timesteps_of(twin))
         first_row(count, _stages(twin), None, None, None, begin)
-        return _read(twin, copy.deepcopy(twin), begin, step_kwargs)
+        steps = getattr(twin, "num_inference_steps", None)
+        return _read(twin, twin, begin, step_kwargs, steps)
 
 
-def _read(twin: Any, run: Any, begin: int, step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _read(
+    twin: Any, run: Any, begin: int, step_kwargs: Mapping[str, Any], steps: int | None
+) -> dict[str, Any]:
     """Read the rows from `begin` on.
 
-    twin: timesteps set, never stepped; it stays as it is. run: the same, to be used up.
+    twin: timesteps set, never stepped. run: the same, told where to begin. Both stay as they are.
+    steps: of the whole schedule, as asked for; None: as many as it has.
     """
     timesteps = copies.timesteps_of(twin)[begin:].clone()
-    timesteps, probed, solver = _solve(run, timesteps, step_kwargs)
+    left = None if steps is None else steps - begin
+    timesteps, probed, solver = _solve(run, timesteps, step_kwargs, left)
     scale = solver.z.norm(dim=1)
     rows = Rows(solver.p, solver.q, solver.A, scale, solver.C)
     levels = read_levels(twin, timesteps, begin, _stages(twin), rows)
-    start = added_noise(copies.begin_at(twin, begin), timesteps)
     rising = levels is not None and levels.rising
-    if rising and not begin:
+    if levels is None:
+        start = added_noise(copies.begin_at(twin, begin), timesteps)
+    elif rising and not begin:
         # Inversion: the latents of an image as they are.
         start = 1.0, 0.0
-    elif start is None and levels is not None:
+    else:
         start = float(levels.alpha[0]), float(levels.sigma[0])
     if solver.C.shape[1] > MAX_HISTORY:
         raise ProbeError(long_history(twin, solver.C.shape[1], MAX_HISTORY))
@@ -147,12 +153,13 @@ def _reason(scheduler: Any, error: ProbeError) -> str:
 
 
 def _solve(
-    run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any]
+    run: Any, timesteps: Tensor, step_kwargs: Mapping[str, Any], left: int | None
 ) -> tuple[Tensor, Probe, factorise.Solver]:
     """What the steps do, and the timesteps they are for.
 
-    Some schedules end with the level of the result, at which there is no step; some schedulers
-    take a timestep for every row of the batch.
+    Some schedules end with the level of the result, at which there is no step, one timestep more
+    than the steps that are `left` (None: not known); some schedulers take a timestep for every row
+    of the batch.
     """
     per_row, first = False, None
     while True:
@@ -164,7 +171,7 @@ def _solve(
                 raise first from first.__cause__
             if not error.row and not per_row:
                 per_row = True
-            elif 0 < error.row == len(timesteps) - 1 and timesteps[-1] == 0:
+            elif 0 < error.row == len(timesteps) - 1 == (left or error.row) and not timesteps[-1]:
                 timesteps = timesteps[:-1]
             else:
                 raise first from first.__cause__

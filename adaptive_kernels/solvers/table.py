@@ -57,7 +57,8 @@ class SolverTable:
     estimate: Tensor | None = None
     # Every step's calls for noise, used or not, each with its weight: S_i z_i is their sum.
     draws: tuple[tuple[tuple[float, Draw], ...], ...] = ()
-    needs_latents: bool = False  # whether x_0 is not noise alone, as a part is left out before it
+    # Whether a run starts from clean latents: some part is left out before it, or it is inversion.
+    needs_latents: bool = False
 
     def __post_init__(self) -> None:
         steps = self.p.shape[0] if self.p.ndim == 1 else 0

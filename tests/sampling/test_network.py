@@ -195,6 +195,11 @@ class Slotted:
         ),
         (Registered(torch.zeros(3)), ValueError, r"\['x'\]\[0\] must have one row per sample"),
         (np.zeros((3, 4)), ValueError, r"\['x'\] must have one row per sample.*\(3, 4\)"),
+        (
+            np.ma.array(np.zeros(4), mask=True),
+            TypeError,
+            r"\['x'\] must be .*without a mask",
+        ),
         (np.array(["a"] * 4), TypeError, r"\['x'\] must be numbers, got a NumPy array of <U1"),
         (np.array(1.0), ValueError, r"\['x'\] must have one row per sample.*\(\)"),
     ],

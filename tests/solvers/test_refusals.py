@@ -168,6 +168,30 @@ def test_a_scheduler_of_ones_own_needs_little(scheduler):
     assert table.levels.prediction == "flow_prediction" and table.start == (0.0, 1.0)
 
 
+def test_a_step_that_fails_is_not_left_out():
+    """A schedule may end with the level of the result; then it has one timestep more than steps."""
+
+    class Short(Line):
+        def set_timesteps(self, n):
+            super().set_timesteps(n)
+            self.sigmas = self.sigmas[:-1]
+            self.timesteps[-1] = 0
+
+    class Ended(Line):
+        def set_timesteps(self, n):
+            super().set_timesteps(n)
+            self.timesteps = torch.cat((self.timesteps, torch.zeros(1)))
+
+    with pytest.raises(UnsupportedSchedulerError, match="its own step 4 fails: IndexError"):
+        SolverTable.from_scheduler(Short(), 5)
+    assert SolverTable.from_scheduler(Ended(), 5).num_steps == 5
+    ending = {"begin_index": 4, "intermediate_timesteps": None}
+    assert SolverTable.from_scheduler(diffusers.SCMScheduler(), 10, **ending).num_steps == 6
+    prepared = diffusers.DDPMWuerstchenScheduler()
+    prepared.set_timesteps(10)
+    assert SolverTable.from_prepared(prepared, begin_index=4).num_steps == 6
+
+
 def test_levels_are_not_made_up():
     """alphas and betas of training, a spread in units of sigma, an add_noise() that is none."""
     slice_of_lms = diffusers.LMSDiscreteScheduler(

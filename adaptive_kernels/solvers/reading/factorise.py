@@ -17,6 +17,7 @@ from .probe import Probe
 _TOLERANCE = 1e-11
 # What rounding makes of a step's terms in float64, at most; anything beyond is another function.
 _MISMATCH = 1e-9
+_NO_FUNCTION = "is not a linear function of latents and model output, the same for every element"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,7 @@ def solve(probe: Probe) -> Solver:
     ahead = size.triu(1) + probe.z.abs().amax(2).triu(1)
     if ahead.any():
         i = int(ahead.amax(1).argmax())
-        raise NotLinear(
-            f"step {i} is not a linear function of latents and model output, the same for every "
-            "element"
-        )
+        raise NotLinear(f"step {i} {_NO_FUNCTION}")
     # Many small steps with few numbers each: NumPy takes a fifth of the time.
     x, m, z = x.numpy(), m.numpy(), probe.z.numpy()
     output = np.tile([0.0, 1.0], (len(x), 1))
@@ -69,13 +67,8 @@ def solve(probe: Probe) -> Solver:
         if solver is None:
             continue
         terms = solver.terms(probe)
-        error = ((terms.sum(0) - probe.data_x[1:]).abs() / own).amax(1)
-        if not (error <= _MISMATCH).all():
-            i = int(error.argmax())
-            worst = NotLinear(
-                f"step {i} is not a linear function of latents and model output, the same for "
-                f"every element (error {error[i]:.1e})"
-            )
+        if wrong := _mismatch(terms, own, probe, _MISMATCH):
+            worst = NotLinear(f"step {wrong[0]} {_NO_FUNCTION} (error {wrong[1]:.1e})")
             continue
         # Cancelling terms cost digits in float32: count them against the scheduler's own terms.
         cost = (solver.C.shape[1], round(float((terms.abs().sum(0) / own).mean(1).max()), 3))
@@ -89,14 +82,26 @@ def solve(probe: Probe) -> Solver:
 def check_elsewhere(solver: Solver, probe: Probe) -> None:
     """Raise NotLinear unless the rows hold for data of another shape too; probe: with that data."""
     own = _own_terms(probe, probe.x, probe.m)
-    error = ((solver.terms(probe).sum(0) - probe.data_x[1:]).abs() / own).amax(1)
     # Data of its own, on which terms may cancel more.
-    if not (error <= _MISMATCH * max(1.0, solver.cancellation)).all():
-        i = int(error.argmax())
+    allowed = _MISMATCH * max(1.0, solver.cancellation)
+    if wrong := _mismatch(solver.terms(probe), own, probe, allowed):
         raise NotLinear(
-            f"step {i} does something else to latents of another shape, or when run again "
-            f"(error {error[i]:.1e})"
+            f"step {wrong[0]} does something else to latents of another shape, or when run again "
+            f"(error {wrong[1]:.1e})"
         )
+
+
+def _mismatch(terms: Tensor, own: Tensor, probe: Probe, allowed: float) -> tuple[int, float] | None:
+    """The step that the terms miss by most and by how much of its own; None where none is missed.
+
+    terms: [terms, T, D]. own: [T, D].
+    """
+    error = ((terms.sum(0) - probe.data_x[1:]).abs() / own).amax(1)
+    # NaN is missed.
+    if (error <= allowed).all():
+        return None
+    step = int(error.argmax())
+    return step, float(error[step])
 
 
 def _own_terms(probe: Probe, x: Tensor, m: Tensor) -> Tensor:
