@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .executors import Executors, Job
+from .executors import Executors, Job, Prepared
 from .rules.config import AdaptiveConfig
 from .rules.fills import fill_tables
 from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
+from .sampling.start import Start
 from .sampling.state import State
 from .solvers.keywords import known_keywords
 from .solvers.scheduler import MAX_HISTORY
@@ -152,7 +153,7 @@ class AdaptiveSampler:
                 raise TypeError(f"{name} must be a bool, got {value!r}")
         scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
         is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
-        state = self._begin(model, noise, latents, seed, step_noise, scale, threshold)
+        start = self._begin(model, noise, latents, seed, step_noise, scale, threshold)
         guided = scale is not None
         network = NetworkCall(
             model,
@@ -175,12 +176,16 @@ class AdaptiveSampler:
         steps = self.table.num_steps * noise.shape[0]
         with tqdm(total=steps, unit="step", disable=not progress) as bar:
             result = self._executors.run(
-                Job(network, state, gather, after_tick),
+                Job(network, start, gather, after_tick),
                 bar,
-                lambda buffers, executor, why: result_of(buffers, noise.shape, executor, why, bar),
+                lambda state, executor, why: result_of(state, noise.shape, executor, why, bar),
             )
         warn_of_nonfinite(result)
         return result
+
+    def prepared(self) -> Prepared | None:
+        """The captured network and the graphs built on it, to look at or to time; None before."""
+        return self._executors.prepared()
 
     def report(self) -> dict:
         """What the sampler holds, for a program.
@@ -194,6 +199,13 @@ class AdaptiveSampler:
         """Waits for the last launch and frees captured graphs; a later call captures again."""
         self._executors.close()
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_tables"}
+
+    def __setstate__(self, held: dict) -> None:
+        vars(self).update(held)
+        self._tables = fill_tables(self.table, self.config)
+
     def __enter__(self) -> "AdaptiveSampler":
         return self
 
@@ -201,10 +213,14 @@ class AdaptiveSampler:
         self.close()
 
     def begin(self, model, noise, latents=None, seed=0, step_noise=None) -> State:
-        """The buffers before the first step, as a call with the sampler's guidance makes them."""
+        """The state before the first step, as a call with the sampler's guidance makes it."""
+        return State.of(self.start(model, noise, latents, seed, step_noise))
+
+    def start(self, model, noise, latents=None, seed=0, step_noise=None) -> Start:
+        """What `begin` makes a state of, and what `State.reset` and `State.admit` take in."""
         return self._begin(model, noise, latents, seed, step_noise, self.guidance_scale)
 
-    def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold=None) -> State:
+    def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold=None) -> Start:
         return begin(
             *(self.table, self.config, model, noise),
             latents=latents,

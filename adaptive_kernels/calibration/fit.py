@@ -10,13 +10,13 @@ the same in both runs and no prediction's task.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
-from ..rules.fills import coordinates, updates
+from ..rules.fills import coordinates, planned, updates
 from ..rules.plan import Plan
 from ..sampler import AdaptiveSampler
 from ..sampling.state import State
@@ -50,16 +50,16 @@ def fit(
     timesteps = tuple(table.timesteps.double().tolist())
     blank = Plan(table.name, timesteps, tuple(mask.tolist()), tuple(weights))
     state, network = begin(sampler, AdaptiveConfig(criterion="plan", plan=blank), samples)
-    state.weights = state.weights.clone()
+    # The fit writes into them.
+    state.tables = replace(state.tables, weights=state.weights.clone())
     errors, outputs = [], torch.full_like(recording.outputs, torch.nan)
     for i in range(steps):
         x = state.current()
         errors.append(x - recording.latents[i])
-        called, nfe = bool(mask[i]), int(mask[:i].sum())
+        called, nfe, output = bool(mask[i]), int(mask[:i].sum()), None
         recent = [state.outputs[(nfe - 1 - k) % 3] for k in range(min(nfe, 3))]
         if called:
             output = network(state.model_input, state.timestep, None)
-            state.model_output = output
             recent = [
                 coords.u[i].item() * x + coords.w[i].item() * guided_output(state, output),
                 *recent[:2],
@@ -70,10 +70,8 @@ def fit(
             weights[i] = _weights(table, coords, i, state, recent, recording, weights[i])
         # Rounded once and in float64 before, as a sampler that is given the plan does it.
         values = torch.tensor(weights[i], dtype=torch.float64, device="cpu")
-        values[0] -= float(called)
-        state.weights[i, 0, 0, 3:6] = values.float().to(x.device) if called else 0.0
-        state.weights[i, 0, 0, 0:3] = 0.0 if called else values.float().to(x.device)
-        state.step(called)
+        state.weights[i] = planned(values, torch.tensor(called, device="cpu")).float()
+        state.step(called, output)
     made_for = tuple(map(tuple, updates(table).tolist()))
     plan = Plan(table.name, timesteps, blank.refresh, tuple(weights), made_for)
     return Fit(plan, state.current(), torch.stack(errors), outputs)

@@ -66,7 +66,7 @@ def begin(
     sampler: AdaptiveSampler, config: AdaptiveConfig, samples: Samples
 ) -> tuple[State, NetworkCall]:
     """Buffers of `config` before the first step, and the network over all rows."""
-    state = inputs.begin(
+    start = inputs.begin(
         *(sampler.table, config, samples.model, samples.noise),
         latents=samples.latents,
         seed=samples.seed,
@@ -82,7 +82,7 @@ def begin(
         False,
         samples.noise.device,
     )
-    return state, network
+    return State.of(start), network
 
 
 @torch.no_grad()

@@ -3,6 +3,6 @@
 from .capability import EXECUTORS
 from .eager import Job
 from .guard import CaptureError
-from .select import Executors
+from .select import Executors, Prepared
 
-__all__ = ["EXECUTORS", "CaptureError", "Executors", "Job"]
+__all__ = ["EXECUTORS", "CaptureError", "Executors", "Job", "Prepared"]

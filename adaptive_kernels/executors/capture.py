@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.network import NetworkCall
+from ..sampling.start import Start
 from ..sampling.state import State
 from .guard import CaptureError, Guard, is_compiled, where
 from .identity import identity
@@ -18,24 +19,26 @@ WARM_UP = 3  # calls before a capture: handles, autotuning, kernels loaded when 
 class CapturedNetwork:
     """One call of a network as a graph: it reads the state's input and writes an output of its own.
 
-    The buffers stand still; new latents, conditioning, thresholds, guidance scales, seeds and
-    tables are copied into them between launches. What must not change is the `signature`.
+    The buffers stand still; new latents, conditioning, thresholds, guidance scales and seeds are
+    copied into them between launches, and counters are set back. What must not change is the
+    `signature`.
 
     Args:
         runtime: of the state's device (`runtime.Runtime`).
-        network, state: what is captured, cloned.
+        network: what is captured, with conditioning in buffers of its own.
+        start: what its state takes in first.
 
     Raises: CaptureError saying where and why; then nothing of it is left.
     """
 
-    def __init__(self, runtime: Any, network: NetworkCall, state: State):
+    def __init__(self, runtime: Any, network: NetworkCall, start: Start):
         self.runtime = runtime
-        self.last = None  # a mark after the last launch
+        self._last = None
         try:
             # Buffers made under inference mode could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                self.state, self.network = state.clone(), network.fixed()
-            with _autocast_without_cache(state.latents.device.type):
+                self.state, self.network = State.of(start), network.fixed()
+            with _autocast_without_cache(start.latents.device.type):
                 self._warm_up()
                 with _as_capture_error("failed while it was captured"):
                     self.graph = runtime.capture(self._call)
@@ -48,12 +51,23 @@ class CapturedNetwork:
         """[B or 2B, N]: where the graph leaves the model output, in its own memory."""
         return self.graph.result
 
-    def load(self, network: NetworkCall, state: State) -> None:
-        """Takes the values of another call of the same signature, once the last launch is over."""
-        if self.last is not None:
-            self.runtime.follow(self.last)
+    def load(self, network: NetworkCall, start: Start) -> None:
+        """Takes another call of the same signature in, once the last launch is over."""
+        if self._last is not None:
+            self.runtime.follow(self._last)
         self.network.load(network)
-        self.state.load(state)
+        self.state.reset(start)
+
+    @contextlib.contextmanager
+    def launching(self) -> Iterator[None]:
+        """Around what works on the buffers: the next `load` comes after it, on whatever stream."""
+        yield
+        self._last = self.runtime.mark()
+
+    @property
+    def last(self) -> Any:
+        """A mark after the last work on the buffers; None before the first."""
+        return self._last
 
     def memory(self) -> dict[str, int | None]:
         """Bytes on the device: the network's activations, and the buffers around them.
@@ -67,9 +81,9 @@ class CapturedNetwork:
 
     def settle(self) -> None:
         """Waits for the last launch."""
-        if self.last is not None:
-            self.last.wait()
-        self.last = None
+        if self._last is not None:
+            self._last.wait()
+        self._last = None
 
     def close(self) -> None:
         self.settle()
@@ -97,9 +111,9 @@ class CapturedNetwork:
         self.runtime.synchronize()
 
 
-def signature(network: NetworkCall, state: State) -> tuple:
+def signature(network: NetworkCall, start: Start) -> tuple:
     """Two calls of one signature are served by one capture."""
-    return _call_signature(network), state.signature(), _numerics(state.latents.device.type)
+    return _call_signature(network), start.signature(), _numerics(start.latents.device.type)
 
 
 def _call_signature(network: NetworkCall) -> tuple:

@@ -5,22 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..sampling.network import NetworkCall
+from ..sampling.start import Start
 from ..sampling.state import State
 
 
 @dataclass(frozen=True)
 class Job:
-    """One sampling: its buffers before the first step, and the network."""
+    """One sampling before its first step, and the network."""
 
     network: NetworkCall
-    state: State
+    start: Start
     gather: bool
     callback: Callable[[int, State], None] | None  # (ticks, state) after every tick
 
 
-def eager(job: Job, bar: Any) -> None:
+def eager(job: Job, bar: Any) -> State:
     """The plain loop, on any device; reads the samples' steps once per tick."""
-    state, network = job.state, job.network
+    state, network = State.of(job.start), job.network
     steps, batch = len(state.rows), state.latents.shape[1]
     tick = 0
     while len(unfinished := (state.index < steps).nonzero()[:, 0]):
@@ -31,3 +32,4 @@ def eager(job: Job, bar: Any) -> None:
         bar.update(int(state.index.sum()) - bar.n)
         if job.callback is not None:
             job.callback(tick, state)
+    return state

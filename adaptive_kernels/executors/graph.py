@@ -10,7 +10,6 @@ of the loop's. The kernels stand in the body itself, since they set its conditio
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from .capture import CapturedNetwork
@@ -19,69 +18,29 @@ from .guard import CaptureError
 POLL = 0.002  # seconds between two looks at the progress
 
 
-@dataclass(frozen=True)
-class Child:
-    """A captured graph, whole."""
-
-    graph: int
-    after: tuple[int, ...] = ()
-
-    def add(self, loop: Any) -> None:
-        loop.add_child(self.graph, self.after)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A captured kernel."""
-
-    captured: int
-    after: tuple[int, ...] = ()
-
-    def add(self, loop: Any) -> None:
-        loop.add_kernel(self.captured, self.after)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Device memory to pinned memory of the host."""
-
-    destination: int
-    source: int
-    bytes: int
-    after: tuple[int, ...] = ()
-
-    def add(self, loop: Any) -> None:
-        loop.add_copy(self.destination, self.source, self.bytes, self.after)
-
-
-Node = Child | Kernel | Copy
-
-
-def body(progress: Copy, network: int, advance: list[tuple[int, str, list[int]]]) -> list[Node]:
-    """The body's nodes, each after the places in `after`.
+def chain(nodes: list[tuple[int, str, list[int]]]) -> list[int]:
+    """Handles of the kernels that `advance` was captured as, each after the one before it.
 
     Args:
-        progress: the copy that shows how far the samples are.
-        network: handle of the captured network.
-        advance: (handle, type, places before it) of every node that `advance` was captured as.
+        nodes: (handle, type, places of the nodes before it), in any order.
 
-    Raises: CaptureError where `advance` is anything but kernels.
+    Raises: CaptureError where it is anything but kernels one after another.
     """
-    nodes: list[Node] = [progress, Child(network)]
-    placed: dict[int, int] = {}
-    while len(placed) < len(advance):
-        ready = [
-            k
-            for k, (_, _, before) in enumerate(advance)
-            if k not in placed and all(other in placed for other in before)
-        ]
-        for k in ready:
-            captured, kind, before = advance[k]
-            if kind != "kernel":
-                raise CaptureError(f"advance must be kernels alone, got a node of type {kind}")
-            placed[k] = len(nodes)
-            nodes.append(Kernel(captured, tuple(placed[other] for other in before) or (0, 1)))
-    return nodes
+    next_of = {tuple(before): place for place, (_, _, before) in enumerate(nodes)}
+    handles: list[int] = []
+    place = next_of.get(())
+    while place is not None:
+        handle, kind, _ = nodes[place]
+        if kind != "kernel":
+            raise CaptureError(f"advance must be kernels alone, got a node of type {kind}")
+        handles.append(handle)
+        place = next_of.get((place,))
+    if len(handles) != len(nodes):
+        raise CaptureError(
+            "advance must be kernels one after another, got "
+            f"{len(nodes)} of which {len(handles)} are"
+        )
+    return handles
 
 
 class Loop:
@@ -100,8 +59,8 @@ class Loop:
         runtime, network = self.network.runtime, self.network
         if not bar.disable:
             self.progress.zero_()
-        runtime.launch(self.loop)
-        network.last = runtime.mark()
+        with network.launching():
+            runtime.launch(self.loop)
         while not bar.disable and not network.last.done():
             # What another thread's launch left may be ahead.
             bar.update(max(int(self.progress.sum()) - bar.n, 0))
@@ -130,9 +89,13 @@ class Loop:
         kernels = None
         try:
             kernels = runtime.capture(lambda: launch(loop.condition))
-            progress = Copy(self.progress.data_ptr(), index.data_ptr(), index.nbytes)
-            for node in body(progress, self.network.graph.raw, runtime.nodes(kernels.raw)):
-                node.add(loop)
+            handles = chain(runtime.nodes(kernels.raw))
+            # Places 0 and 1; the first kernel writes what the copy reads.
+            loop.add_copy(self.progress.data_ptr(), index.data_ptr(), index.nbytes, [])
+            loop.add_child(self.network.graph.raw, [])
+            after = [0, 1]
+            for handle in handles:
+                after = [loop.add_kernel(handle, after)]
             loop.instantiate()
             runtime.upload(loop)
             return loop

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..ops import reference
 from ..rules.config import AdaptiveConfig
+from ..rules.criteria import forced
 from ..solvers.table import SolverTable
 from .capture import CapturedNetwork
 from .guard import CaptureError
@@ -61,11 +61,11 @@ class Groups:
 
         def launch() -> Group:
             nonlocal launched
-            self.network.graph.replay()
-            self.advance.replay()
             row = self.progress[launched]
-            runtime.copy(row, self.network.state.index)
-            self.network.last = runtime.mark()
+            with self.network.launching():
+                self.network.graph.replay()
+                self.advance.replay()
+                runtime.copy(row, self.network.state.index)
             launched += 1
             return Group(self.network.last, row)
 
@@ -98,21 +98,10 @@ def _landings(table: SolverTable, config: AdaptiveConfig, start: int) -> list[in
             if step == start + 1:
                 return [step]
             continue
-        if _forced(rule, config, step, whole, skipped):
+        if forced(rule, whole, skipped) or (config.plan and config.plan.refresh[step]):
             return [*found, step]
         found.append(step)
     return [*found, steps]
-
-
-def _forced(rule, config: AdaptiveConfig, step: int, whole: int, skipped: int) -> bool:
-    if rule.criterion == reference.NEVER or whole < rule.warmup:
-        return True
-    if rule.criterion == reference.PLAN:
-        return config.plan.refresh[step]
-    if rule.criterion == reference.RELEASED:
-        decisions = whole - 4
-        return decisions >= 5 and skipped >= min(rule.max_skip, decisions)
-    return skipped >= rule.max_skip
 
 
 def run_ahead(

@@ -3,12 +3,12 @@
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..rules.config import AdaptiveConfig
-from ..rules.fills import longest_run
+from ..rules.criteria import longest_run
 from ..sampling.state import State
 from ..solvers.table import SolverTable
 from . import capability
@@ -19,6 +19,13 @@ from .graph import Loop
 from .groups import Groups, least_groups
 from .guard import CaptureError
 from .runtime import Runtime
+
+
+class Prepared(NamedTuple):
+    """A captured network, and what was built on it by the executor's name."""
+
+    network: CapturedNetwork
+    built: dict[str, Loop | Groups]
 
 
 class _Capture:
@@ -100,8 +107,14 @@ class Executors:
                     return self._launch(name, built, bar, finish, why)
         if self.name in why_not:
             raise CaptureError(why_not[self.name])
-        eager(job, bar)
-        return finish(job.state, "eager", self._why(answers["eager"][1], why_not))
+        return finish(eager(job, bar), "eager", self._why(answers["eager"][1], why_not))
+
+    def prepared(self) -> Prepared | None:
+        """What stands ready to launch; None where nothing was captured."""
+        with self._lock:
+            if self._capture is None or self._capture.network is None:
+                return None
+            return Prepared(self._capture.network, self._capture.built)
 
     def report(self) -> dict:
         """What is captured now: captures so far, what is built on it, bytes on the device."""
@@ -129,7 +142,7 @@ class Executors:
         return Executors, (self.name, self.table, self.config)
 
     def _works(self, name: str, job: Job) -> tuple[bool, str]:
-        latents = job.state.latents
+        latents = job.start.latents
         works, why = capability.executors(capability.facts(latents.device.type))[name]
         if works and name != "eager" and job.callback is not None:
             return False, "a callback runs between network calls"
@@ -169,7 +182,7 @@ class Executors:
         return None
 
     def _hold(self, job: Job, names: list[str]) -> _Capture:
-        capture, key = self._capture, signature(job.network, job.state)
+        capture, key = self._capture, signature(job.network, job.start)
         # A model that no graph takes is not asked again because it counts its calls, say.
         in_vain = capture is not None and not capture.fastest.names and capture.model == _mode(job)
         if capture is None or (capture.signature != key and not in_vain):
@@ -181,19 +194,19 @@ class Executors:
         """The executor over buffers that hold the job's values; captures where it has to."""
         capture = self._capture
         if capture.network is None:
-            runtime = Runtime(job.state.latents.device)
-            capture.network = CapturedNetwork(runtime, job.network, job.state)
+            runtime = Runtime(job.start.latents.device)
+            capture.network = CapturedNetwork(runtime, job.network, job.start)
             # A model may have changed in its first calls: caches made, calls counted.
-            capture.signature = signature(job.network, job.state)
+            capture.signature = signature(job.network, job.start)
             self._captures += 1
         if name not in capture.built:
             capture.built[name] = self._build(name, capture.network)
-        capture.network.load(job.network, job.state)
+        capture.network.load(job.network, job.start)
         return capture.built[name]
 
     def _build(self, name: str, network: CapturedNetwork) -> Loop | Groups:
         if name == "graph":
-            return Loop(network, longest_run(self.table, self.config))
+            return Loop(network, longest_run(network.state.rule, self.table.num_steps))
         return Groups(network, least_groups(self.table, self.config))
 
     def _launch(self, name, built, bar, finish, why) -> Any:
@@ -204,9 +217,9 @@ class Executors:
         if measured := capture.fastest.measured():
             why = f"{why}; {measured}"
         ended = capture.network.last
-        result = finish(state, name, why)
-        # The next launch comes after what was read, on whatever stream.
-        capture.network.last = capture.network.runtime.mark()
+        # The next launch comes after what is read, on whatever stream.
+        with capture.network.launching():
+            result = finish(state, name, why)
         if choosing:
             ticks = int(state.nfe.max())
             ended.wait()

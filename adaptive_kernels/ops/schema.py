@@ -15,37 +15,13 @@ last three of those before the step, newest first, and with the step's weights (
     defect          rms(e - f_0 E_0 - f_1 E_1 - f_2 E_2) * spread, at a refresh
 
 A sample with run = 0 waits for the network; with `fresh` its model output has just been written
-and is taken. T steps, B samples of N elements, K history terms, ring depth R >= 3 stages + 1.
+and is taken. What each tensor is, with shape and dtype, is the table of `ops.fields`, printed by
+`ops.fields.document()`. After the tensors come
 
-Args:
-    latents: [R, B, N] float32, written; the latents of step i are in slot i mod R, those of a
-        sample's own step and of as many before it as its criterion reads. Other slots hold
-        anything: `advance` may leave out what no later step reads.
-    history: [K - 1, B, N] float32, written; h_i is in slot i mod (K - 1).
-    model_input: [B or 2B, N] float32, float16 or bfloat16, written: c_{i+1} x_{i+1}.
-    timestep: [B or 2B] float32 or int64, written: t_{i+1} in the scheduler's units.
-    progress: [5, B] int32, written: index (steps done), run (steps since the refresh), nfe, step
-        of the last refresh, step of the refresh before it.
-    norms: [B, 2] float64, written: sums over the first difference of the last two whole steps;
-        under the criterion `defect`, the last defect and nothing.
-    refreshed: [T, B] bool, written: whether step i was done on a fresh output.
-    score: [T, B] float32, written: left over right side of the criterion that decided step i.
-    outputs: [3, B, N] float32, written: e of refresh number r is in slot r mod 3; None: an output
-        is used again as it is.
-    workspace: `workspace_shape` float64, written: zeros before the first call on it and between
-        calls what the last one left. Anything else, as two calls at a time on one workspace, makes
-        a launch wrong or endless, and nothing reports it. Needed on a GPU; None on the CPU.
-    model_output: [B or 2B, N] float32, float16 or bfloat16; 2B rows: unconditional first.
-    guidance_scale: [B] float32. threshold: [B] float32.
-    rows: [T, 10 + K] float32, weights: [T, G, G, 7] float32 (f, r, spread by step and by the
-        distances between step, last refresh and the one before), run_cost: [T, G, Q] float32
-        (predicted error per unit of defect by refresh, distance to the one before and length of
-        the run; under `plan` 1 where the network is called): `fills.fill_tables`.
-    seed: [B] int64, the noise stream of each sample; noise: [T, B, N] float32 in its place.
-    criterion, max_skip, warmup, stages: `AdaptiveConfig.rule`; under `plan`, max_skip is at least
-        its longest run of skipped steps.
-    batch_wide: one decision from the sums over all samples, which must stand at one step.
-    fresh: whether waiting samples take the model output.
+    criterion, max_skip, warmup, stages, batch_wide: `AdaptiveConfig.rule`; under `plan`, max_skip
+        is at least its longest run of skipped steps; batch_wide: one decision from the sums over
+        all samples, which must stand at one step.
+    fresh: whether waiting samples take the model output; of `step` alone.
     condition: handle of the conditional node of a CUDA graph whose value the launch sets: 1 while
         some sample has steps to go, then 0. CUDA alone.
 
@@ -62,20 +38,12 @@ their default implementation (CompositeExplicitAutograd); `dispatch` overrides i
 import torch
 from torch import Tensor
 
-from . import reference
+from . import fields, reference
 
-_ARGUMENTS = """
-    Tensor(a!) latents, Tensor(b!) history, Tensor(c!) model_input, Tensor(d!) timestep,
-    Tensor(e!) progress, Tensor(f!) norms, Tensor(g!) refreshed, Tensor(h!) score,
-    Tensor(i!)? outputs, Tensor(j!)? workspace,
-    Tensor model_output, Tensor guidance_scale, Tensor threshold, Tensor rows, Tensor? weights,
-    Tensor? run_cost, Tensor seed, Tensor? noise,
-    int criterion, int max_skip, int warmup, int stages, bool batch_wide
-"""
-OPS = ("step", "advance")
+OPS = tuple(fields.MORE)
 LIBRARY = torch.library.Library("adaptive_kernels", "DEF")
-LIBRARY.define(f"step({_ARGUMENTS}, bool fresh, int? condition=None) -> ()")
-LIBRARY.define(f"advance({_ARGUMENTS}, int? condition=None) -> ()")
+for _name in OPS:
+    LIBRARY.define(fields.schema(_name))
 
 
 def _fake(*arguments: object, **named: object) -> None:
@@ -83,8 +51,7 @@ def _fake(*arguments: object, **named: object) -> None:
 
     One meta tensor among others brings a call here too, and must not pass for a step.
     """
-    names = (argument.name for argument in step._schema.arguments)
-    given = dict(zip(names, arguments, strict=False)) | named
+    given = dict(zip(fields.NAMES, arguments, strict=False)) | named
     device = given["latents"].device
     for name, value in given.items():
         if isinstance(value, Tensor) and value.device != device:
@@ -97,8 +64,3 @@ for _name in OPS:
 
 step = torch.ops.adaptive_kernels.step.default
 advance = torch.ops.adaptive_kernels.advance.default
-
-
-def workspace_shape(batch: int, elements: int) -> tuple[int, int, int]:
-    """Shape of `workspace` for B samples of N elements: csrc/op/args.h."""
-    return batch, 1 + max(-(-elements // 2048), 1), 16

@@ -130,7 +130,7 @@ class Generation:
             type(self.scheduler).__name__,
             *(choice.config, choice.notes, choice.hints, choice.solver.buffers.rows),
             samples=samples,
-            stages=choice.solver.buffers.decision.stages,
+            stages=choice.solver.buffers.decision.rule.stages,
             buffers=choice.solver.buffers,
         )
         self.record.samplings.append(self.sampling)

@@ -2,45 +2,19 @@
 
 import math
 import numbers
-import re
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
+from .criteria import CRITERIA, LARGEST, Criterion, Rule, parse
 from .plan import Plan
 
 __all__ = ["AdaptiveConfig", "Rule"]
 
-# Codes as in csrc/core/decide.h.
-CRITERIA = {"never": 0, "every": 1, "third_order": 2, "released": 3, "defect": 4, "plan": 5}
 FILLS = ("reuse", "linear", "fitted")
 GRANULARITIES = ("sample", "batch")
 
-# third_order and defect: chosen on the shipped model (docs/cpu.md, "The laboratory"); released: the
-# authors' value.
-DEFAULT_THRESHOLDS = {
-    "never": 0.0,
-    "every": 0.0,
-    "third_order": 0.1,
-    "released": 0.01,
-    "defect": 0.0016,
-    "plan": 0.0,
-}
-LARGEST = 2**31 - 1
 LARGEST_FLOAT = 3.4028234663852886e38
-# The first decision needs four latents (third_order), three differences of computed ones
-# (released), or two outputs and a third to compare with what they predict (defect).
-LEAST_WARMUP = {"never": 1, "every": 1, "third_order": 3, "released": 4, "defect": 3, "plan": 1}
 # The tables of a fill grow with the square of this.
 LONGEST_FILL = 15
-
-
-class Rule(NamedTuple):
-    """The integers an op is given; the fields of `Rule` in csrc/core/decide.h."""
-
-    criterion: int
-    max_skip: int
-    warmup: int
-    stages: int
 
 
 @dataclass(frozen=True)
@@ -96,11 +70,11 @@ class AdaptiveConfig:
     plan: Plan | None = None
 
     def __post_init__(self):
-        kind, period = _parse(self.criterion)
+        kind, period = parse(self.criterion)
         _choice("granularity", self.granularity, GRANULARITIES)
         _integer("max_skip", self.max_skip, 1 if kind == "released" else 0)
         if self.warmup is not None:
-            _integer("warmup", self.warmup, LEAST_WARMUP[kind])
+            _integer("warmup", self.warmup, CRITERIA[kind].warmup)
         if self.threshold is not None:
             _threshold(self.threshold)
         _fill(self, kind, period)
@@ -112,13 +86,14 @@ class AdaptiveConfig:
 
     def resolved(self) -> "AdaptiveConfig":
         """This config with every default of its criterion written out."""
-        kind, period = _parse(self.criterion)
-        fill = _OWN_FILL.get(kind, "reuse") if self.fill is None else self.fill
-        least = max(LEAST_WARMUP[kind], 2 if fill == "linear" and kind != "never" else 1)
+        kind, period = parse(self.criterion)
+        fill = CRITERIA[kind].fill if self.fill is None else self.fill
+        threshold = (CRITERIA[kind].threshold or 0.0) if self.threshold is None else self.threshold
+        least = max(CRITERIA[kind].warmup, 2 if fill == "linear" and kind != "never" else 1)
         fixed = {"every": period - 1, "plan": self.plan.max_skip if self.plan else 0}
         return replace(
             self,
-            threshold=float(DEFAULT_THRESHOLDS[kind] if self.threshold is None else self.threshold),
+            threshold=float(threshold),
             max_skip=fixed.get(kind, int(self.max_skip)),
             warmup=int(least if self.warmup is None else self.warmup),
             fill=fill,
@@ -127,34 +102,24 @@ class AdaptiveConfig:
     def rule(self, stages: int = 1) -> Rule:
         """The integers of this config for a solver with `stages` network calls per whole step."""
         full = self.resolved()
-        return Rule(CRITERIA[_parse(self.criterion)[0]], full.max_skip, full.warmup, stages)
+        wide = self.granularity == "batch"
+        return Rule(self.kind.code, full.max_skip, full.warmup, stages, wide)
 
-
-def _parse(criterion) -> tuple[str, int]:
-    if isinstance(criterion, str):
-        if criterion in CRITERIA and criterion != "every":
-            return criterion, 0
-        match = re.fullmatch(r"every\((\d+)\)", criterion)
-        if match and 1 <= int(match[1]) <= LARGEST:
-            return "every", int(match[1])
-    raise ValueError(
-        "criterion must be 'third_order', 'released', 'defect', 'plan', 'never' or 'every(k)' with "
-        "k >= 1, "
-        f"got {criterion!r}"
-    )
-
-
-_OWN_FILL = {"defect": "linear", "plan": "fitted"}
+    @property
+    def kind(self) -> Criterion:
+        """What there is to know of the criterion, whatever its period."""
+        return CRITERIA[parse(self.criterion)[0]]
 
 
 def _fill(config, kind, period):
     if config.fill is not None:
         _choice("fill", config.fill, FILLS)
-        if (own := _OWN_FILL.get(kind)) and config.fill != own:
+        if (own := CRITERIA[kind].fill) != "reuse" and config.fill != own:
             raise ValueError(f"fill must be {own!r} for criterion {kind!r}, got {config.fill!r}")
         if config.fill == "fitted" and kind != "plan":
             raise ValueError(f"fill 'fitted' needs criterion 'plan', got {config.criterion!r}")
-    linear = kind == "defect" or config.fill == "linear"
+    fill = CRITERIA[kind].fill if config.fill is None else config.fill
+    linear = fill == "linear"
     longest = period - 1 if kind == "every" else config.max_skip
     if linear and kind != "never" and longest > LONGEST_FILL:
         name = "k" if kind == "every" else "max_skip"
@@ -165,7 +130,6 @@ def _fill(config, kind, period):
     if config.repair is not None and not isinstance(config.repair, bool):
         raise TypeError(f"repair must be a bool or None, got {type(config.repair).__name__}")
     if config.repair and not linear:
-        fill = _OWN_FILL.get(kind, "reuse") if config.fill is None else config.fill
         raise ValueError(f"repair needs fill 'linear', got fill {fill!r}")
     if (kind == "plan") != (config.plan is not None):
         raise ValueError(

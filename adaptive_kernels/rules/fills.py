@@ -17,7 +17,7 @@ step; there the x0 prediction is extrapolated instead, and nothing is repaired, 
 is mostly the new noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,11 @@ from torch.utils._device import set_device
 
 from ..solvers.table import SolverTable
 from .config import AdaptiveConfig
+from .criteria import Rule, longest_run
 
+SCALARS = 10  # of a row: p, q, A, S, next input scale, next timestep, u, w, ps, qs; then C
+OUTPUTS = 3  # raw outputs kept
+WEIGHTS = 2 * OUTPUTS + 1  # of an entry: `pack`
 # Data of about unit spread: sb at which an error of the noise prediction stops mattering.
 SPREAD = 4.0
 # Levels closer than this in lam are one level: the two stages of a step, PNDM's repeated one.
@@ -34,11 +38,24 @@ SAME = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class FillTables:
-    """What `ops.step` reads of a solver under a config; float32 on the CPU."""
+    """What `ops.step` reads of a solver under a config, the same for every sampling."""
 
-    rows: Tensor  # [T, 10 + K]
-    weights: Tensor | None  # [T, G, G, 7]; None: outputs are reused as they are
-    run_cost: Tensor | None  # [T, G, Q]
+    rows: Tensor  # [T, 10 + K] float32
+    weights: Tensor | None  # [T, G, G, 7] float32; None: outputs are reused as they are
+    rule_table: Tensor | None  # [T, G, Q] float32: what the criterion looks up
+    rule: Rule
+    input_scale: float  # c_0 of the first network input
+    timestep: Tensor  # [1] float32 or int64: t_0
+    _elsewhere: dict = field(default_factory=dict, init=False, repr=False)
+
+    def to(self, device: torch.device) -> "FillTables":
+        """The same on a device, made once for each."""
+        if self.rows.device == device:
+            return self
+        if device not in self._elsewhere:
+            tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+            self._elsewhere.setdefault(device, replace(self, **tensors))
+        return self._elsewhere[device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +119,22 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
 
     Raises: ValueError where the fill does not go with the table, or the plan was made for another.
     """
-    full = config.resolved()
+    full, rule = config.resolved(), config.rule(table.stages)
+    # A network takes int64 or float32: other timesteps of a scheduler are rounded to float32.
+    timestep = table.timesteps[:1]
+    timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
+    first = float(table.input_scale[0]), timestep
     if full.fill == "reuse":
         ones, zeros = torch.ones_like(table.p), torch.zeros_like(table.p)
-        return FillTables(_rows(table, zeros, ones, table.p, table.q), None, None)
+        rows = _rows(table, zeros, ones, table.p, table.q)
+        return FillTables(rows, None, None, rule, *first)
     coords = coordinates(table)
     rows = _rows(table, coords.u, coords.w, coords.ps, coords.qs)
-    if full.criterion == "plan":
-        return FillTables(rows, *_planned(table, config))
-    size = longest_run(table, config)
+    if full.fill == "fitted":
+        return FillTables(rows, *_planned(table, config), rule, *first)
+    if full.fill != "linear":
+        raise ValueError(f"fill must be one that has tables, got {full.fill!r}")
+    size = longest_run(rule, table.num_steps)
     if full.repair and stochastic(table):
         raise ValueError(
             f"repair must be None or False for {table}, which adds noise: the defect is the noise"
@@ -118,15 +142,8 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
     repair = full.criterion == "defect" if full.repair is None else full.repair
     weights = linear_weights(table, coords, size, full.warmup, repair and not stochastic(table))
     cost = run_cost(table, coords, size, full.max_skip) if full.criterion == "defect" else None
-    return FillTables(rows, weights.float(), None if cost is None else cost.float())
-
-
-def longest_run(table: SolverTable, config: AdaptiveConfig) -> int:
-    """Rows a sample can take on one network output, refresh included; as csrc/core/decide.h."""
-    full = config.resolved()
-    late = full.criterion == "released" and full.max_skip < 5
-    skips = 0 if full.criterion == "never" else 5 if late else full.max_skip
-    return max(1, min(skips * table.stages + 1, table.num_steps))
+    cost = None if cost is None else cost.float()
+    return FillTables(rows, weights.float(), cost, rule, *first)
 
 
 def linear_weights(
@@ -148,16 +165,14 @@ def linear_weights(
     slope = torch.where(usable, (lam_i - first) / torch.where(usable, first - second, 1.0), 0.0)
     product = (lam_i - first) * (lam_i - second)
     measures = usable & (product.abs() >= SAME)
-    out = torch.zeros(steps, size, size, 7, dtype=torch.float64)
-    out[..., 0] = 1 + slope
-    out[..., 1] = torch.where(third, 0.0, -slope)
-    out[..., 2] = torch.where(third, -slope, 0.0)
-    out[..., 6] = torch.where(measures, 1 / torch.where(measures, product.abs(), 1.0), torch.inf)
+    zero = torch.zeros_like(slope)
+    fill = (1 + slope, torch.where(third, zero, -slope), torch.where(third, -slope, zero))
+    spread = torch.where(measures, 1 / torch.where(measures, product.abs(), 1.0), torch.inf)
+    again = (zero, zero, zero)
     if repair:
         c = torch.where(measures & ~third, repairs(table, coords, size, first, second), 0.0)
-        out[..., 3] = c
-        out[..., 4:6] = -c[..., None] * out[..., 0:2]
-    return out
+        again = (c, -c * fill[0], -c * fill[1])
+    return pack(torch.stack(fill, dim=-1), torch.stack(again, dim=-1), spread)
 
 
 def repairs(
@@ -262,11 +277,25 @@ def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor
     if not torch.equal(refresh, refresh[whole]):
         raise ValueError("plan.refresh must call the network at both stages of a step or at none")
     values = torch.tensor(plan.weights, dtype=torch.float64)
-    out = torch.zeros(table.num_steps, 1, 1, 7, dtype=torch.float64)
-    newest = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-    out[:, 0, 0, 0:3] = torch.where(refresh[:, None], 0.0, values)
-    out[:, 0, 0, 3:6] = torch.where(refresh[:, None], values - newest, 0.0)
-    return out.float(), refresh.float()[:, None, None]
+    return planned(values, refresh)[:, None, None].float(), refresh.float()[:, None, None]
+
+
+def planned(values: Tensor, called: Tensor) -> Tensor:
+    """[..., 7] float64: the weights of steps whose output is a weighted sum of the last three.
+
+    Args:
+        values: [..., 3] float64, newest first; of a step that calls, its own output is the newest.
+        called: [...] bool.
+    """
+    called = called[..., None]
+    newest = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device=values.device)
+    return pack(torch.where(called, 0.0, values), torch.where(called, values - newest, 0.0))
+
+
+def pack(fill: Tensor, repair: Tensor, spread: Tensor | None = None) -> Tensor:
+    """[..., 7]: an entry of the weights as csrc/core/step.h has it: f and r [..., 3], spread."""
+    spread = torch.zeros_like(fill[..., 0]) if spread is None else spread
+    return torch.cat((fill, repair, spread[..., None]), dim=-1)
 
 
 def _rows(table: SolverTable, u: Tensor, w: Tensor, ps: Tensor, qs: Tensor) -> Tensor:

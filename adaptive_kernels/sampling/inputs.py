@@ -1,4 +1,4 @@
-"""What a user gives to a sampling, checked where it comes in, and the buffers made of it."""
+"""What a user gives to a sampling, checked where it comes in."""
 
 import numbers
 from collections.abc import Callable
@@ -11,10 +11,7 @@ from ..rules.config import AdaptiveConfig
 from ..rules.fills import FillTables
 from ..solvers.table import SolverTable
 from .network import network_dtype
-from .state import State
-
-# Criteria that compare with one.
-_THRESHOLDS = ("third_order", "released", "defect")
+from .start import Start
 
 
 def begin(
@@ -30,8 +27,8 @@ def begin(
     threshold: Any = None,
     dtype: torch.dtype | None = None,
     tables: FillTables | None = None,
-) -> State:
-    """The buffers of a sampling before its first step, from what a user gave.
+) -> Start:
+    """A sampling before its first step, from what a user gave.
 
     Args:
         model, noise, latents, seed, step_noise, threshold: as a call of `AdaptiveSampler` takes
@@ -81,7 +78,7 @@ def begin(
                 f"got {guidance_scale.shape[0]}"
             )
         guidance_scale = guidance_scale.to(noise.device).expand(batch).contiguous()
-    state = State.begin(
+    start = Start.of(
         table,
         x,
         config,
@@ -93,14 +90,14 @@ def begin(
     )
     if threshold is not None:
         values = threshold_of(threshold, batch)
-        used = config.granularity == "batch" and config.criterion in _THRESHOLDS
+        used = config.granularity == "batch" and config.kind.threshold is not None
         if used and values.dim() and bool((values != values[:1]).any()):
             raise ValueError(
                 "threshold must be one number with granularity 'batch', which takes one decision "
                 f"for all samples, got {values.tolist()}"
             )
-        state.threshold.copy_(values)
-    return state
+        start.inputs.threshold.copy_(values)
+    return start
 
 
 def guidance_of(value) -> Tensor | None:

@@ -1,41 +1,40 @@
-"""The buffers of a sampling: allocated once, written by the ops, read when the caller asks."""
+"""The state of a sampling: tables, inputs and buffers, and the ops on them."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import fields
 from ..ops.dispatch import warn_if_slow
 from ..rules.config import AdaptiveConfig
-from ..rules.fills import FillTables, fill_tables
+from ..rules.criteria import Rule
+from ..rules.fills import FillTables
 from ..solvers.table import SolverTable
+from .start import Inputs, Start
+
+# What the ops work in: those of `ops.fields` that are neither tables nor inputs.
+Buffers = dataclasses.make_dataclass(
+    "Buffers", [(field.name, Tensor | None) for field in fields.FIELDS if field.part == "buffers"]
+)
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class State:
-    """The buffers of `ops.step` and `ops.advance` for B samples, in the ops' argument order."""
+    """The state of B samples, whose tensors are attributes too: ``state.latents``.
 
-    latents: Tensor  # [R, B, N] float32
-    history: Tensor  # [K - 1, B, N] float32
-    model_input: Tensor  # [B or 2B, N] network dtype
-    timestep: Tensor  # [B or 2B] dtype of the scheduler's timesteps
-    progress: Tensor  # [5, B] int32: index, run, nfe, last refresh, the one before
-    norms: Tensor  # [B, 2] float64
-    refreshed: Tensor  # [T, B] bool
-    score: Tensor  # [T, B] float32
-    outputs: Tensor | None  # [3, B, N] float32
-    workspace: Tensor | None  # ops.workspace_shape float64
-    model_output: Tensor  # [B or 2B, N] network dtype
-    guidance_scale: Tensor  # [B] float32
-    threshold: Tensor  # [B] float32
-    rows: Tensor  # [T, 10 + K] float32
-    weights: Tensor | None  # [T, G, G, 7] float32
-    run_cost: Tensor | None  # [T, G, Q] float32
-    seed: Tensor  # [B] int64
-    noise: Tensor | None  # [T, B, N] float32
-    rule: tuple[int, int, int, int]
-    batch_wide: bool
+    Args:
+        tables: the solver under its config, shared between samplings.
+        inputs: what each sample was given.
+        buffers: what the ops work in (`ops.fields` says what each of them is).
+    """
+
+    tables: FillTables
+    inputs: Inputs
+    buffers: Buffers
 
     def __repr__(self) -> str:
         (_, batch, elements), rows = self.latents.shape, self.model_input
@@ -47,18 +46,9 @@ class State:
 
     @classmethod
     def begin(
-        cls,
-        table: SolverTable,
-        latents: Tensor,
-        config: AdaptiveConfig,
-        *,
-        guidance_scale: Tensor | None = None,
-        seed: Tensor | None = None,
-        noise: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        tables: FillTables | None = None,
+        cls, table: SolverTable, latents: Tensor, config: AdaptiveConfig, **options: Any
     ) -> "State":
-        """Buffers for sampling from `latents`, every sample waiting for the network at step 0.
+        """A state for sampling from `latents`, every sample waiting for the network at step 0.
 
         Args:
             table: the solver. latents: [B, ...] floating, x_0, already at the solver's scale.
@@ -69,75 +59,81 @@ class State:
             dtype: of model_input and model_output: float32, float16 or bfloat16.
             tables: `fill_tables(table, config)` made before; None makes them.
         """
-        tables = fill_tables(table, config) if tables is None else tables
-        device, batch = latents.device, latents.shape[0]
-        warn_if_slow(device.type)
-        x = latents.reshape(batch, latents.shape[1:].numel()).float()
-        elements, steps = x.shape[1], table.num_steps
-        model_input = (x * float(table.input_scale[0])).to(dtype)
-        # A network takes int64 or float32: other timesteps of a scheduler are rounded to float32.
-        timestep = table.timesteps[:1].to(device)
-        timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
-        count = batch if guidance_scale is None else 2 * batch
+        return cls.of(Start.of(table, latents, config, **options))
 
-        def buffer(*shape, dtype=torch.float32, fill=0):
-            return torch.full(shape, fill, dtype=dtype, device=device)
-
-        state = cls(
-            latents=buffer(3 * table.stages + 1, batch, elements),
-            history=buffer(table.history - 1, batch, elements),
-            model_input=model_input.repeat(count // batch if batch else 1, 1),
-            timestep=timestep.repeat(count),
-            progress=buffer(5, batch, dtype=torch.int32),
-            norms=buffer(batch, 2, dtype=torch.float64),
-            refreshed=buffer(steps, batch, dtype=torch.bool),
-            score=buffer(steps, batch, fill=torch.nan),
-            outputs=None if tables.weights is None else buffer(3, batch, elements),
-            workspace=None
-            if torch.device(device).type == "cpu"
-            else buffer(*ops.workspace_shape(batch, elements), dtype=torch.float64),
-            model_output=buffer(count, elements, dtype=dtype),
-            guidance_scale=buffer(batch) if guidance_scale is None else guidance_scale,
-            threshold=buffer(batch, fill=config.resolved().threshold),
-            rows=tables.rows.to(device),
-            weights=None if tables.weights is None else tables.weights.to(device),
-            run_cost=None if tables.run_cost is None else tables.run_cost.to(device),
-            seed=torch.arange(batch, device=device) if seed is None else seed,
-            noise=None if noise is None else noise.reshape(steps, batch, elements).contiguous(),
-            rule=tuple(config.rule(table.stages)),
-            batch_wide=config.granularity == "batch",
-        )
-        state.latents[0] = x
+    @classmethod
+    def of(cls, start: Start) -> "State":
+        """A state in buffers of its own that has taken a start in."""
+        state = cls(start.tables, _like(start.inputs), _buffers(start))
+        state.reset(start)
+        warn_if_slow(start.latents.device.type)
         return state
 
-    def arguments(self, model_output: Tensor | None = None) -> tuple:
-        """The arguments of `ops.advance`, in order; `ops.step` takes `fresh` after them.
+    def reset(self, start: Start) -> None:
+        """Takes another start of the same signature in, whatever stood in the buffers."""
+        self._admit(slice(None), start)
+
+    def admit(self, slot: int, start: Start) -> None:
+        """Puts one sample into a slot, waiting at step 0; the other samples stay as they are.
+
+        It goes on as it would in a sampling of its own: nothing that stood in the slot is read.
+
+        Args:
+            slot: 0 .. B - 1. start: of one sample, and else of the signature of this state's own.
+
+        Raises: IndexError, ValueError naming what does not fit.
+        """
+        batch = self.latents.shape[1]
+        if not 0 <= slot < batch:
+            raise IndexError(f"slot must be 0 to {batch - 1}, got {slot}")
+        if start.batch != 1:
+            raise ValueError(f"start must be of 1 sample, got {start.batch}")
+        for name, own, came in (
+            ("elements", self.latents.shape[2], start.latents.shape[1]),
+            ("device", self.latents.device, start.latents.device),
+            ("rows of the network", len(self.model_input), start.rows * batch),
+            ("dtype", self.model_input.dtype, start.dtype),
+            ("step noise", self.noise is not None, start.inputs.noise is not None),
+        ):
+            if own != came:
+                raise ValueError(f"start must have the state's {name} ({own}), got {came}")
+        if start.tables is not self.tables:
+            raise ValueError("start must have the state's own tables (State.tables), got others")
+        self._admit(slice(slot, slot + 1), start)
+
+    def _admit(self, samples: slice, start: Start) -> None:
+        own = vars(self.inputs)
+        for name, value in vars(start.inputs).items():
+            if value is not None:
+                # Of noise the samples are the second dimension.
+                target = own[name][:, samples] if name == "noise" else own[name][samples]
+                target.copy_(value)
+        b, tables, (batch, elements) = self.buffers, self.tables, self.latents.shape[1:]
+        b.latents[0, samples] = start.latents
+        b.progress[:, samples] = 0
+        b.measures[samples] = 0
+        b.refreshed[:, samples] = False
+        b.score[:, samples] = torch.nan
+        halves = len(b.model_input) // batch if batch else 1
+        first = (start.latents * tables.input_scale).to(b.model_input.dtype)
+        b.model_input.view(halves, batch, elements)[:, samples] = first
+        b.timestep.view(halves, batch)[:, samples] = tables.timestep
+
+    def arguments(self, model_output: Tensor | None = None) -> ops.Arguments:
+        """The arguments of `ops.advance` by name; `ops.step` takes `fresh` after them.
 
         Args:
             model_output: read in place of the buffer.
         """
-        return (
-            self.latents,
-            self.history,
-            self.model_input,
-            self.timestep,
-            self.progress,
-            self.norms,
-            self.refreshed,
-            self.score,
-            self.outputs,
-            self.workspace,
-            self.model_output if model_output is None else model_output,
-            self.guidance_scale,
-            self.threshold,
-            self.rows,
-            self.weights,
-            self.run_cost,
-            self.seed,
-            self.noise,
-            *self.rule,
-            self.batch_wide,
+        own = ops.Arguments(
+            **vars(self.buffers),
+            **vars(self.inputs),
+            rows=self.tables.rows,
+            weights=self.tables.weights,
+            rule_table=self.tables.rule_table,
+            **self.rule._asdict(),
         )
+        return own if model_output is None else own._replace(model_output=model_output)
 
     def step(
         self,
@@ -170,40 +166,82 @@ class State:
         # Between two refreshes the output is used by this call alone: no copy is needed.
         ops.advance(*self.arguments(model_output), condition)
 
-    def signature(self) -> tuple:
-        """What a captured `advance` of these buffers fixes: shapes, dtypes, the rule."""
-        return tuple(
-            (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
-            for value in vars(self).values()
-        )
-
     def clone(self) -> "State":
-        """A copy in buffers of its own."""
-        return type(self)(
-            **{
-                name: value.clone() if isinstance(value, Tensor) else value
-                for name, value in vars(self).items()
-            }
-        )
-
-    def load(self, other: "State") -> None:
-        """Takes the values of a state of the same signature into these buffers."""
-        for buffer, value in zip(vars(self).values(), vars(other).values(), strict=True):
-            if isinstance(buffer, Tensor):
-                buffer.copy_(value)
+        """A copy in inputs and buffers of its own; tables are shared."""
+        return type(self)(self.tables, _copy(self.inputs), _copy(self.buffers))
 
     def bytes(self) -> int:
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        """Bytes of all tensors, the tables' included."""
+        return sum(tensor.nbytes for _, tensor in fields.tensors(self.arguments()))
 
     @property
-    def index(self) -> Tensor:
-        return self.progress[0]
-
-    @property
-    def nfe(self) -> Tensor:
-        return self.progress[2]
+    def rule(self) -> Rule:
+        return self.tables.rule
 
     def current(self) -> Tensor:
         """[B, N] float32: a copy of every sample's latents at its own step."""
         slot = self.index.long() % self.latents.shape[0]
         return self.latents[slot, torch.arange(slot.shape[0], device=slot.device)]
+
+
+def _tensor(part: str, name: str) -> property:
+    def get(self: State) -> Tensor | None:
+        return getattr(getattr(self, part), name)
+
+    def replace(self: State, value: Tensor | None) -> None:
+        setattr(getattr(self, part), name, value)
+
+    return property(get, None if part == "tables" else replace, doc=fields.FIELD[name].text)
+
+
+def _counter(row: int) -> property:
+    return property(lambda self: self.buffers.progress[row])
+
+
+for _field in fields.FIELDS:
+    setattr(State, _field.name, _tensor(_field.part, _field.name))
+for _row, _name in enumerate(fields.PROGRESS):
+    setattr(State, _name, _counter(_row))
+
+
+def _like(values: Inputs) -> Inputs:
+    """Inputs of the same shapes, contiguous, with nothing in them yet."""
+
+    def like(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+    return Inputs(**{name: like(value) for name, value in vars(values).items()})
+
+
+def _copy(values: Any) -> Any:
+    tensors = vars(values).items()
+    return type(values)(**{name: None if v is None else v.clone() for name, v in tensors})
+
+
+def _buffers(start: Start) -> Buffers:
+    """Buffers for a start, with zeros in them."""
+    tables, (batch, elements) = start.tables, start.latents.shape
+    workspace = ops.workspace_shape(batch, elements)
+    sizes = {
+        "R": 3 * tables.rule.stages + 1,
+        "K - 1": tables.rows.shape[1] - fields.SCALARS - 1,
+        **{"T": len(tables.rows), "B": batch, "N": elements, "M": start.rows, "P": workspace[1]},
+    }
+    dtypes = {
+        **{"model_input": start.dtype, "model_output": start.dtype},
+        "timestep": tables.timestep.dtype,
+    }
+    without = {"workspace"} if start.latents.device.type == "cpu" else set()
+    if tables.weights is None:
+        without.add("outputs")
+    held = {}
+    for field in fields.FIELDS:
+        if field.part == "buffers":
+            shape = [sizes.get(size, size) for size in field.shape]
+            dtype = dtypes.get(field.name, field.dtypes[0])
+            held[field.name] = None
+            if field.name not in without:
+                held[field.name] = torch.zeros(shape, dtype=dtype, device=start.latents.device)
+    return Buffers(**held)

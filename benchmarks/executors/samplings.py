@@ -52,9 +52,9 @@ class Sampling:
 
     def watch(self) -> None:
         """From now on every call adds to `launches`; for one that runs on a captured network."""
-        capture = self.sampler._executors._capture
-        self.captured, built = capture.network, capture.built[self.executor]
-        self.start = self.sampler.begin(self.network.model, self.network.noise)
+        prepared = self.sampler.prepared()
+        self.captured, built = prepared.network, prepared.built[self.executor]
+        self.start = self.sampler.start(self.network.model, self.network.noise)
         run = built.run
 
         def timed(bar: Any) -> None:
@@ -67,7 +67,7 @@ class Sampling:
 
         def reset() -> None:
             # What stands in the stream before a loop, too.
-            self.captured.state.load(self.start)
+            self.captured.state.reset(self.start)
 
         return self.clock.rounds(lambda k: self.captured.graph.replay(), ticks, reset, 1)[0]
 

@@ -24,6 +24,7 @@ struct Rule {
   int64_t max_skip;  // every(k): k - 1
   int64_t warmup;    // whole steps that always call the network
   int64_t stages;    // network calls per whole step
+  bool batch_wide;   // one decision from the sums over all samples
 };
 
 // Sums over one sample (or, batch-wide, over all): squares for third_order, absolute values for
@@ -32,7 +33,7 @@ struct Sums {
   double third, first, first_1, first_2;
   double elements;
   double defect;     // squares of what the fill was wrong by, at a refresh
-  double predicted;  // of the next step, from FillTables.run_cost
+  double predicted;  // of the next step, from FillTables.rule_table
 };
 
 AK_HD void add(const Sums& one, Sums* all) {
@@ -62,7 +63,13 @@ AK_HD bool needs_first(int64_t criterion) {
   return criterion == kThirdOrder || criterion == kReleased;
 }
 
+// Beside third differences, first ones are summed in squares, else in absolute value.
+AK_HD bool sums_squares(int64_t criterion) { return needs_third(criterion); }
+
 AK_HD bool needs_defect(int64_t criterion) { return criterion == kDefect; }
+
+// Of what the rule looks up, besides what it measures.
+AK_HD bool needs_table(int64_t criterion) { return criterion == kDefect || criterion == kPlan; }
 
 // Latents that a step reads: its own, and those of the steps before it.
 AK_HD int64_t latents_read(const Rule& rule) {

@@ -53,18 +53,48 @@ AK_HD Row row_at(const float* rows, int64_t width, int64_t step) {
   return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r + kRowScalars};
 }
 
-AK_HD float guide(float unconditional, float conditional, float guidance_scale) {
+// V is float, or a vector of them where a compiler has such a type.
+template <typename V>
+AK_HD V guide(V unconditional, V conditional, float guidance_scale) {
   return unconditional + guidance_scale * (conditional - unconditional);
 }
 
-AK_HD float keep(const Row& row, float x, float m) { return row.p * x + row.q * m; }
+template <typename V>
+AK_HD V keep(const Row& row, V x, V m) {
+  return row.p * x + row.q * m;
+}
 
-AK_HD float kept_output(const Row& row, float x, float m) { return row.u * x + row.w * m; }
+template <typename V>
+AK_HD V kept_output(const Row& row, V x, V m) {
+  return row.u * x + row.w * m;
+}
 
-AK_HD float update(const Row& row, float x, float h) { return row.A * x + row.C[0] * h; }
+template <typename V>
+AK_HD V update(const Row& row, V x, V h) {
+  return row.A * x + row.C[0] * h;
+}
+
+// Of two outputs, as the linear fill has it.
+template <typename V>
+AK_HD V fill(const Weights& w, V e0, V e1) {
+  return w.f[0] * e0 + w.f[1] * e1;
+}
+
+// h of a skipped step.
+template <typename V>
+AK_HD V keep_filled(const Row& row, V x, V fill) {
+  return row.ps * x + row.qs * fill;
+}
+
+// What a refresh adds to h, with two outputs before it.
+template <typename V>
+AK_HD V repair(const Row& row, const Weights& w, V e, V e0, V e1) {
+  return row.qs * (w.r[0] * e + w.r[1] * e0 + w.r[2] * e1);
+}
 
 // Grouped so that the large, nearly equal terms cancel first: two roundings fewer than as written.
-AK_HD float third_difference(float x_next, float x0, float x1, float x2) {
+template <typename V>
+AK_HD V third_difference(V x_next, V x0, V x1, V x2) {
   return (x_next - x2) - 3.0f * (x0 - x1);
 }
 

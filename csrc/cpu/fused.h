@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/sample.h"
 #include "op/convert.h"
@@ -19,25 +20,43 @@ typedef uint32_t VecBits __attribute__((vector_size(4 * kLanes)));
 
 typedef uint16_t Words __attribute__((vector_size(2 * kLanes)));
 
-AK_HD Vec load_vec(const float* from) {
-  Vec value;
+// kLanes elements or one, as the type says.
+template <typename V>
+AK_HD V load_as(const float* from) {
+  V value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
-AK_HD void store_vec(Vec value, float* to) { std::memcpy(to, &value, sizeof value); }
 
-AK_HD Vec load_vec(const BFloat16* from) {
-  Words words;
-  std::memcpy(&words, from, sizeof words);
-  return (Vec)(__builtin_convertvector(words, VecBits) << 16);
+template <typename V>
+AK_HD V load_as(const BFloat16* from) {
+  if constexpr (std::is_same_v<V, float>) {
+    return load(*from);
+  } else {
+    Words words;
+    std::memcpy(&words, from, sizeof words);
+    return (Vec)(__builtin_convertvector(words, VecBits) << 16);
+  }
 }
-AK_HD void store_vec(Vec value, BFloat16* to) {
+
+AK_HD void store(Vec value, float* to) { std::memcpy(to, &value, sizeof value); }
+AK_HD void store(Vec value, BFloat16* to) {
   const VecBits bits = (VecBits)value;
   const VecBits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const VecBits nan = (VecBits)((bits & 0x7fffffffu) > 0x7f800000u);
   const Words words = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Words);
   std::memcpy(to, &words, sizeof words);
 }
+
+AK_HD float absolute(float value) { return std::fabs(value); }
+AK_HD Vec absolute(Vec value) { return (Vec)((VecBits)value & 0x7fffffffu); }
+
+// A row's numbers where no store of the loop can reach them.
+struct Near {
+  explicit AK_HD Near(const Row& from) : C(from.C[0]), row(from) { row.C = &C; }
+  float C;
+  Row row;
+};
 
 // What the criterion adds up.
 enum SumsOf { kNothing, kAbsolute, kSquares, kSquaresAndThird };
@@ -63,44 +82,38 @@ AK_HD Streams shifted(const Streams& s, int64_t by) {
   return {s.x + by, s.x_1 + by, s.x_2 + by, s.x_next + by};
 }
 
+// The elements from i on that fit V; their terms are added to the sums.
+template <SumsOf kSums, bool kGuided, typename V, typename T>
+AK_HD void fused_at(const Row& row, int64_t i, const Network<T>& net, const Streams& s, V* third,
+                    V* first) {
+  const V x = load_as<V>(s.x + i);
+  V m = load_as<V>(net.m + i);
+  if (kGuided) m = guide(m, load_as<V>(net.conditional + i), net.guidance_scale);
+  const V next = update(row, x, keep(row, x, m)), change = next - x;
+  if (kSums == kSquaresAndThird) {
+    const V d = third_difference(next, x, load_as<V>(s.x_1 + i), load_as<V>(s.x_2 + i));
+    *third += d * d;
+  }
+  if (kSums == kAbsolute) *first += absolute(change);
+  if (kSums >= kSquares) *first += change * change;
+  store(next, s.x_next + i);
+  store(row.input_scale * next, net.input + i);
+  if (kGuided) store(row.input_scale * next, net.conditional_input + i);
+}
+
 template <SumsOf kSums, bool kGuided, typename T>
-AK_HD void fused(const Row& row, int64_t n, const Network<T>& net, const Streams& s, Lanes* lanes) {
-  const float p = row.p, q = row.q, A = row.A, C = row.C[0], c = row.input_scale;
+AK_HD void fused(const Row& from, int64_t n, const Network<T>& net, const Streams& s,
+                 Lanes* lanes) {
+  const Near near(from);
   const int64_t whole = n / kLanes * kLanes;
   Vec third = lanes->third, first = lanes->first;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    const Vec x = load_vec(s.x + i);
-    Vec m = load_vec(net.m + i);
-    if (kGuided) m = m + net.guidance_scale * (load_vec(net.conditional + i) - m);
-    const Vec next = A * x + C * (p * x + q * m);
-    const Vec change = next - x;
-    if (kSums == kSquaresAndThird) {
-      const Vec d = (next - load_vec(s.x_2 + i)) - 3.0f * (x - load_vec(s.x_1 + i));
-      third += d * d;
-    }
-    if (kSums == kAbsolute) first += (Vec)((VecBits)change & 0x7fffffffu);
-    if (kSums >= kSquares) first += change * change;
-    store_vec(next, s.x_next + i);
-    store_vec(c * next, net.input + i);
-    if (kGuided) store_vec(c * next, net.conditional_input + i);
-  }
+  for (int64_t i = 0; i < whole; i += kLanes)
+    fused_at<kSums, kGuided>(near.row, i, net, s, &third, &first);
   // At most one more element per lane; kept apart so that the sums above stay in registers.
   float last_third[kLanes] = {}, last_first[kLanes] = {};
-  for (int64_t i = whole; i < n; ++i) {
-    float m = load(net.m[i]);
-    if (kGuided) m = guide(m, load(net.conditional[i]), net.guidance_scale);
-    const float x = s.x[i], next = update(row, x, keep(row, x, m)), change = next - x;
-    if (kSums == kSquaresAndThird) {
-      const float d = third_difference(next, x, s.x_1[i], s.x_2[i]);
-      last_third[i - whole] = d * d;
-    }
-    if (kSums != kNothing)
-      last_first[i - whole] = kSums == kAbsolute ? std::fabs(change) : change * change;
-    s.x_next[i] = next;
-    store(c * next, net.input + i);
-    if (kGuided) store(c * next, net.conditional_input + i);
-  }
-  *lanes = {third + load_vec(last_third), first + load_vec(last_first)};
+  for (int64_t i = whole; i < n; ++i)
+    fused_at<kSums, kGuided>(near.row, i, net, s, &last_third[i - whole], &last_first[i - whole]);
+  *lanes = {third + load_as<Vec>(last_third), first + load_as<Vec>(last_first)};
 }
 
 // Converts a block of the model output, runs it, converts the block of network input: float16 has

@@ -13,61 +13,52 @@ struct FillStreams {
   float* e;
 };
 
+struct FillLatents {
+  const float* x;
+  float* x_next;
+};
+
+// The elements from i on that fit V; their terms of the defect are added to the sum.
+template <bool kFresh, bool kMeasure, bool kRepair, bool kGuided, typename V, typename T>
+AK_HD void fused_fill_at(const Row& row, const Weights& w, int64_t i, const Network<T>& net,
+                         const FillLatents& latents, const FillStreams& out, V* sum) {
+  const V x = load_as<V>(latents.x + i);
+  const V e0 = load_as<V>(out.e0 + i), e1 = load_as<V>(out.e1 + i);
+  V h;
+  if (kFresh) {
+    V m = load_as<V>(net.m + i);
+    if (kGuided) m = guide(m, load_as<V>(net.conditional + i), net.guidance_scale);
+    h = keep(row, x, m);
+    const V e = kept_output(row, x, m);
+    if (kMeasure) {
+      const V d = e - fill(w, e0, e1);
+      *sum += d * d;
+    }
+    if (kRepair) h = h + repair(row, w, e, e0, e1);
+    store(e, out.e + i);
+  } else {
+    h = keep_filled(row, x, fill(w, e0, e1));
+  }
+  const V next = update(row, x, h);
+  store(next, latents.x_next + i);
+  store(row.input_scale * next, net.input + i);
+  if (kGuided) store(row.input_scale * next, net.conditional_input + i);
+}
+
 template <bool kFresh, bool kMeasure, bool kRepair, bool kGuided, typename T>
-AK_HD void fused_fill(const Row& row, const Weights& w, int64_t n, const Network<T>& net,
-                      const float* x_from, float* x_to, const FillStreams& out, Vec* lanes) {
-  const float p = row.p, q = row.q, A = row.A, C = row.C[0], c = row.input_scale;
-  const float u = row.u, v = row.w, ps = row.ps, qs = row.qs;
-  const float f0 = w.f[0], f1 = w.f[1], r0 = w.r[0], r1 = w.r[1], r2 = w.r[2];
+AK_HD void fused_fill(const Row& from, const Weights& weights, int64_t n, const Network<T>& net,
+                      const FillLatents& latents, const FillStreams& out, Vec* lanes) {
+  const Near near(from);
+  const Weights w = weights;
   const int64_t whole = n / kLanes * kLanes;
   Vec sum = *lanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    const Vec x = load_vec(x_from + i);
-    const Vec e0 = load_vec(out.e0 + i), e1 = load_vec(out.e1 + i);
-    Vec h;
-    if (kFresh) {
-      Vec m = load_vec(net.m + i);
-      if (kGuided) m = m + net.guidance_scale * (load_vec(net.conditional + i) - m);
-      h = p * x + q * m;
-      const Vec e = u * x + v * m;
-      if (kMeasure) {
-        const Vec d = e - (f0 * e0 + f1 * e1);
-        sum += d * d;
-      }
-      if (kRepair) h = h + qs * (r0 * e + r1 * e0 + r2 * e1);
-      store_vec(e, out.e + i);
-    } else {
-      h = ps * x + qs * (f0 * e0 + f1 * e1);
-    }
-    const Vec next = A * x + C * h;
-    store_vec(next, x_to + i);
-    store_vec(c * next, net.input + i);
-    if (kGuided) store_vec(c * next, net.conditional_input + i);
-  }
+  for (int64_t i = 0; i < whole; i += kLanes)
+    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(near.row, w, i, net, latents, out, &sum);
   float last[kLanes] = {};
-  for (int64_t i = whole; i < n; ++i) {
-    const float x = x_from[i], e0 = out.e0[i], e1 = out.e1[i];
-    float h;
-    if (kFresh) {
-      float m = load(net.m[i]);
-      if (kGuided) m = guide(m, load(net.conditional[i]), net.guidance_scale);
-      h = keep(row, x, m);
-      const float e = kept_output(row, x, m);
-      if (kMeasure) {
-        const float d = e - (f0 * e0 + f1 * e1);
-        last[i - whole] = d * d;
-      }
-      if (kRepair) h = h + qs * (r0 * e + r1 * e0 + r2 * e1);
-      out.e[i] = e;
-    } else {
-      h = ps * x + qs * (f0 * e0 + f1 * e1);
-    }
-    const float next = update(row, x, h);
-    x_to[i] = next;
-    store(c * next, net.input + i);
-    if (kGuided) store(c * next, net.conditional_input + i);
-  }
-  *lanes = sum + load_vec(last);
+  for (int64_t i = whole; i < n; ++i)
+    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(near.row, w, i, net, latents, out,
+                                                      &last[i - whole]);
+  *lanes = sum + load_as<Vec>(last);
 }
 
 template <bool kFresh, bool kMeasure, bool kRepair, typename T>
@@ -77,12 +68,11 @@ AK_HD void fused_fill_typed(const Args& a, const Sample& s, int64_t begin, int64
   T* input = static_cast<T*>(a.model_input) + at;
   const Network<T> net = {output, output + half, input, input + half, a.guidance_scale[s.b]};
   const FillStreams out = {s.outputs[0] + begin, s.outputs[1] + begin, s.output + begin};
-  const float* x = s.x + begin;
-  float* x_next = s.x_next + begin;
+  const FillLatents latents = {s.x + begin, s.x_next + begin};
   if (a.guided)
-    fused_fill<kFresh, kMeasure, kRepair, true>(s.row, s.weights, n, net, x, x_next, out, lanes);
+    fused_fill<kFresh, kMeasure, kRepair, true>(s.row, s.weights, n, net, latents, out, lanes);
   else
-    fused_fill<kFresh, kMeasure, kRepair, false>(s.row, s.weights, n, net, x, x_next, out, lanes);
+    fused_fill<kFresh, kMeasure, kRepair, false>(s.row, s.weights, n, net, latents, out, lanes);
 }
 
 template <typename T>
@@ -103,7 +93,7 @@ AK_HD void fused_fill_tile(const Args& a, const Sample& s, int64_t begin, int64_
   else
     fused_fill_typed<true, false, false, T>(a, s, begin, n, &lanes);
   float total[kLanes];
-  store_vec(lanes, total);
+  store(lanes, total);
   sums->defect += lanes_sum(total);
 }
 

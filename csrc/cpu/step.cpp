@@ -19,7 +19,7 @@ namespace {
 
 // Adds a sample's partial sums in chunk order.
 Sums add_up(const Args& a, const Sample& s, const Partial* partials, int64_t chunks) {
-  Sums sums = {0, 0, s.at.norms[0], s.at.norms[1], static_cast<double>(a.N), 0, 0};
+  Sums sums = {0, 0, s.at.measures[0], s.at.measures[1], static_cast<double>(a.N), 0, 0};
   for (int64_t c = 0; c < chunks; ++c) {
     sums.third += partials[c].third;
     sums.first += partials[c].first;
@@ -35,11 +35,11 @@ std::vector<Sample> moving_samples(const Args& a, bool fresh) {
     STD_TORCH_CHECK(is_possible(at),
                     "progress must not be negative and refreshes not lie ahead, "
                     "got step ",
-                    at.index, ", run ", at.run, ", nfe ", at.nfe, ", refreshes at ", at.newest,
-                    " and ", at.before);
+                    at.index, ", run ", at.run, ", nfe ", at.nfe, ", refreshes at ", at.last_call,
+                    " and ", at.call_before);
     if (!moves(a, at, fresh)) continue;
     samples.push_back(locate(a, b));
-    STD_TORCH_CHECK(!a.batch_wide || samples.back().step == samples.front().step,
+    STD_TORCH_CHECK(!a.rule.batch_wide || samples.back().step == samples.front().step,
                     "batch_wide needs all samples at one step, got steps ", samples.front().step,
                     " and ", samples.back().step);
   }
@@ -73,24 +73,24 @@ bool step_once(const Args& a, bool fresh) {
   bool more = false;
   for (size_t j = 0; j < samples.size(); ++j) {
     Place* at = &samples[j].at;
-    conclude(a, at, sums[j].first, a.batch_wide ? all : sums[j]);
+    conclude(a, at, sums[j].first, a.rule.batch_wide ? all : sums[j]);
     save(a, *at);
     more = more || at->run > 0;
   }
   return more;
 }
 
-Args checked(const Tensors& t, const Rule& rule, const Options& options) {
-  STD_TORCH_CHECK(!options.condition, "condition needs the CUDA library");
-  return check(t, rule, options);
+Args checked(const Tensors& t, const Rule& rule, const Condition& condition) {
+  STD_TORCH_CHECK(!condition, "condition needs the CUDA library");
+  return check(t, rule, condition);
 }
 
-void step_cpu(const Tensors& t, const Rule& rule, const Options& options, bool fresh) {
-  step_once(checked(t, rule, options), fresh);
+void step_cpu(const Tensors& t, const Rule& rule, const Condition& condition, bool fresh) {
+  step_once(checked(t, rule, condition), fresh);
 }
 
-void advance_cpu(const Tensors& t, const Rule& rule, const Options& options) {
-  const Args a = checked(t, rule, options);
+void advance_cpu(const Tensors& t, const Rule& rule, const Condition& condition) {
+  const Args a = checked(t, rule, condition);
   for (bool fresh = true, more = true; more; fresh = false) more = step_once(a, fresh);
 }
 

@@ -61,15 +61,15 @@ AK_HD void common_tile(const Args& a, const Sample& s, int64_t begin, int64_t n,
   const Streams streams = {s.x + begin, x_1 + begin, x_2 + begin, s.x_next + begin};
   if (s.third)
     fused_types<kSquaresAndThird>(a, s.row, s.b, begin, n, streams, &lanes);
-  else if (s.first && a.rule.criterion == kThirdOrder)
+  else if (s.first && sums_squares(a.rule.criterion))
     fused_types<kSquares>(a, s.row, s.b, begin, n, streams, &lanes);
   else if (s.first)
     fused_types<kAbsolute>(a, s.row, s.b, begin, n, streams, &lanes);
   else
     fused_types<kNothing>(a, s.row, s.b, begin, n, streams, &lanes);
   float third[kLanes], first[kLanes];
-  store_vec(lanes.third, third);
-  store_vec(lanes.first, first);
+  store(lanes.third, third);
+  store(lanes.first, first);
   sums->third += lanes_sum(third);
   sums->first += lanes_sum(first);
 }
@@ -91,7 +91,7 @@ AK_HD void general_tile(const Args& a, const Sample& s, int64_t begin, int64_t n
   const float* x = s.x + begin;
   if (a.outputs && !s.fresh) {
     load_fill(s, begin, n, m);
-    for (int64_t i = 0; i < n; ++i) h[i] = row.ps * x[i] + row.qs * m[i];
+    for (int64_t i = 0; i < n; ++i) h[i] = keep_filled(row, x[i], m[i]);
   } else {
     load_output(a, s, begin, n, m);
     for (int64_t i = 0; i < n; ++i) h[i] = keep(row, x[i], m[i]);
@@ -115,7 +115,7 @@ AK_HD void general_tile(const Args& a, const Sample& s, int64_t begin, int64_t n
   }
   if (s.first) {
     const float* x0 = s.x_back + begin;
-    const bool squares = a.rule.criterion == kThirdOrder;
+    const bool squares = sums_squares(a.rule.criterion);
     sums->first += squares ? tile_sum(n,
                                       [&](int64_t i) {
                                         const float d = acc[i] - x0[i];

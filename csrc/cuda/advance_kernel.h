@@ -111,7 +111,7 @@ bool launch_advance_kernel(const Args& a, cudaStream_t stream, cudaError_t* erro
 // differences decide, a short history, and sums of all steps that a run may have.
 inline bool fits_one_launch(const Args& a) {
   const int64_t longest = longest_run(a.rule, a.T);
-  if (!a.aligned || a.batch_wide || a.K > 3 || longest == 1) return false;
+  if (!a.aligned || a.rule.batch_wide || a.K > 3 || longest == 1) return false;
   return !needs_first(a.rule.criterion) || (a.rule.stages == 1 && longest <= kMaxCandidates);
 }
 

@@ -86,9 +86,13 @@ __device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t co
   int32_t length = 0;
   do {
     const int column = defect ? 0 : 2 * length;
-    const Sums sums = {
-        totals[column + kThirdColumn], totals[column + kFirstColumn], p.norms[0], p.norms[1],
-        static_cast<double>(a.N),      totals[kDefectColumn],         0.0};
+    const Sums sums = {totals[column + kThirdColumn],
+                       totals[column + kFirstColumn],
+                       p.measures[0],
+                       p.measures[1],
+                       static_cast<double>(a.N),
+                       totals[kDefectColumn],
+                       0.0};
     conclude(a, &p, sums.first, sums);
     ++length;
   } while (p.run > 0 && length < most);

@@ -11,35 +11,18 @@ namespace {
 void expect_cuda(const Tensors& t) {
   const int64_t device = t.latents.get_device_index();
   STD_TORCH_CHECK(t.latents.is_cuda(), "latents must be on the CUDA device of the others");
-  const auto check = [&](const Tensor& tensor, const char* name) {
+  for_each_tensor(t, [&](const Tensor& tensor, const char* name, bool) {
     STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, name,
                     " must be on cuda:", device, " as latents is");
-  };
-  check(t.history, "history");
-  check(t.model_input, "model_input");
-  check(t.timestep, "timestep");
-  check(t.progress, "progress");
-  check(t.norms, "norms");
-  check(t.refreshed, "refreshed");
-  check(t.score, "score");
-  check(t.model_output, "model_output");
-  check(t.guidance_scale, "guidance_scale");
-  check(t.threshold, "threshold");
-  check(t.rows, "rows");
-  check(t.seed, "seed");
-  if (t.outputs) check(*t.outputs, "outputs");
-  if (t.workspace) check(*t.workspace, "workspace");
-  if (t.weights) check(*t.weights, "weights");
-  if (t.run_cost) check(*t.run_cost, "run_cost");
-  if (t.noise) check(*t.noise, "noise");
+  });
 }
 
 template <typename Launch>
-void on_device(const Tensors& t, const Rule& rule, const Options& options, const char* name,
+void on_device(const Tensors& t, const Rule& rule, const Condition& condition, const char* name,
                Launch launch) {
   expect_cuda(t);
   STD_TORCH_CHECK(t.workspace, "workspace must be given on a GPU");
-  const Args a = check(t, rule, options);
+  const Args a = check(t, rule, condition);
   if (a.B == 0) return;
   const int32_t device = t.latents.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -49,13 +32,13 @@ void on_device(const Tensors& t, const Rule& rule, const Options& options, const
   STD_TORCH_CHECK(error == cudaSuccess, name, " did not launch: ", cudaGetErrorString(error));
 }
 
-void step_cuda(const Tensors& t, const Rule& rule, const Options& options, bool fresh) {
-  on_device(t, rule, options, "step",
+void step_cuda(const Tensors& t, const Rule& rule, const Condition& condition, bool fresh) {
+  on_device(t, rule, condition, "step",
             [&](const Args& a, cudaStream_t stream) { return launch_step(a, fresh, stream); });
 }
 
-void advance_cuda(const Tensors& t, const Rule& rule, const Options& options) {
-  on_device(t, rule, options, "advance", launch_advance);
+void advance_cuda(const Tensors& t, const Rule& rule, const Condition& condition) {
+  on_device(t, rule, condition, "advance", launch_advance);
 }
 
 }  // namespace

@@ -27,8 +27,13 @@ __device__ __forceinline__ Sums add_up(const Args& a, const Place& at) {
     if (threadIdx.x % 32 == 0) totals[warp] = total;
   }
   __syncthreads();
-  return {totals[kThirdColumn],     totals[kFirstColumn],  at.norms[0], at.norms[1],
-          static_cast<double>(a.N), totals[kDefectColumn], 0.0};
+  return {totals[kThirdColumn],
+          totals[kFirstColumn],
+          at.measures[0],
+          at.measures[1],
+          static_cast<double>(a.N),
+          totals[kDefectColumn],
+          0.0};
 }
 
 // By one thread.

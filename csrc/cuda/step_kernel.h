@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kStepThreads, kHistory > 3 ? 1 : 2)
       write_piece<kStepThreads>(a, b, piece, columns_of(a, at), sums);
     }
   }
-  if (a.batch_wide) {
+  if (a.rule.batch_wide) {
     if (arrive_last(&head_of(a, 0)->arrived, gridDim.x)) finish_together(a, fresh);
   } else if (!moving) {
     if (block == 0 && threadIdx.x == 0) tell_graph(a, at);

@@ -5,36 +5,23 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "core/decide.h"
+#include "op/fields.h"
 
 namespace ak {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kMaxHistory = 8;
-
-// A GPU sums over pieces of this many elements, in an order that only N decides. The workspace of
-// a sample is [1 + pieces, 16] float64: a head (cuda/grid/memory.h), then up to 16 sums of each
-// piece.
-constexpr int64_t kPiece = 2048;
-constexpr int64_t kSums = 16;
-
 struct Args {
   int64_t R, B, N, K, T, width, G, Q;
   int64_t pieces, workspace_stride;
-  bool guided, batch_wide;
+  bool guided;
   bool aligned;  // every row stands on a 16-byte boundary and holds a multiple of 8 elements
   bool conditional;
   uint64_t condition;
   Rule rule;
-  float *latents, *history, *outputs;
-  void *model_input, *timestep;
-  int32_t* progress;
-  double *norms, *workspace;
-  bool* refreshed;
-  float* score;
-  const void* model_output;
-  const float *guidance_scale, *threshold, *rows, *weights, *run_cost, *noise;
-  const int64_t* seed;
+#define AK_FIELD(name, type, written, ...) Pointer<type, written> name;
+  AK_FIELDS(AK_FIELD)
+#undef AK_FIELD
   ScalarType input_type, output_type, timestep_type;
 };
 

@@ -7,20 +7,26 @@ namespace ak {
 
 struct Place {
   int64_t b;
-  int32_t index, run, nfe, newest, before;
-  double norms[2];
+  int32_t index, run, nfe, last_call, call_before;
+  double measures[2];
 };
 
 AK_HD Place place_of(const Args& a, int64_t b) {
   const int32_t* p = a.progress + b;
-  const double* n = a.norms + 2 * b;
-  return {b, p[0], p[a.B], p[2 * a.B], p[3 * a.B], p[4 * a.B], {n[0], n[1]}};
+  const double* m = a.measures + kMeasures * b;
+  return {b,
+          p[kIndex * a.B],
+          p[kRun * a.B],
+          p[kNfe * a.B],
+          p[kLastCall * a.B],
+          p[kCallBefore * a.B],
+          {m[0], m[1]}};
 }
 
 // Whether these can be the counters of a sampling; reads are bound by them.
 AK_HD bool is_possible(const Place& at) {
-  return at.index >= 0 && at.run >= 0 && at.nfe >= 0 && at.before >= 0 && at.before <= at.newest &&
-         at.newest <= at.index;
+  return at.index >= 0 && at.run >= 0 && at.nfe >= 0 && at.call_before >= 0 &&
+         at.call_before <= at.last_call && at.last_call <= at.index;
 }
 
 AK_HD bool moves(const Args& a, const Place& at, bool fresh) {
@@ -48,8 +54,8 @@ AK_HD bool wants_defect(const Args& a, const Place& at) {
 
 // Weights of the step, by the distances to the last two refreshes.
 AK_HD const float* weights_of(const Args& a, const Place& at) {
-  const int64_t gap = distance(at.index - at.newest, a.G);
-  const int64_t previous = distance(at.newest - at.before, a.G);
+  const int64_t gap = distance(at.index - at.last_call, a.G);
+  const int64_t previous = distance(at.last_call - at.call_before, a.G);
   return a.weights + ((at.index * a.G + gap) * a.G + previous) * kWeights;
 }
 
@@ -60,20 +66,20 @@ AK_HD Weights weights_at(const Args& a, const Place& at) {
 
 // What the rule predicts for the step, were it the next skipped one in a row.
 AK_HD double predict(const Args& a, const Place& at) {
-  if (a.rule.criterion == kPlan) return a.run_cost[at.index * a.G * a.Q];
+  if (a.rule.criterion == kPlan) return a.rule_table[at.index * a.G * a.Q];
   if (a.rule.criterion != kDefect) return 0.0;
   const int64_t skips = (at.run - 1) / a.rule.stages + 1;
-  const int64_t gap = distance(at.newest - at.before, a.G);
-  const int64_t entry = (at.newest * a.G + gap) * a.Q + distance(skips, a.Q);
-  return at.norms[0] * static_cast<double>(a.run_cost[entry]);
+  const int64_t gap = distance(at.last_call - at.call_before, a.G);
+  const int64_t entry = (at.last_call * a.G + gap) * a.Q + distance(skips, a.Q);
+  return at.measures[0] * static_cast<double>(a.rule_table[entry]);
 }
 
 // The counters of a sample one step on, before the decision.
 AK_HD void step_past(Place* at) {
   if (is_fresh(*at)) {
     at->nfe += 1;
-    at->before = at->newest;
-    at->newest = at->index;
+    at->call_before = at->last_call;
+    at->last_call = at->index;
   }
   at->run += 1;
   at->index += 1;
@@ -84,10 +90,10 @@ AK_HD void step_past(Place* at) {
 AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums) {
   const int64_t step = at->index;
   if (wants_defect(a, *at))
-    at->norms[0] = std::sqrt(sums.defect / sums.elements) * weights_at(a, *at).spread;
+    at->measures[0] = std::sqrt(sums.defect / sums.elements) * weights_at(a, *at).spread;
   if (wants_first(a, *at)) {
-    at->norms[1] = at->norms[0];
-    at->norms[0] = first;
+    at->measures[1] = at->measures[0];
+    at->measures[0] = first;
   }
   step_past(at);
   Decision decision = {true, NAN};
@@ -111,13 +117,12 @@ AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums) {
 // Writes where a sample that moved stands now, and the timestep its network is fed next.
 AK_HD void save(const Args& a, const Place& at) {
   int32_t* p = a.progress + at.b;
-  p[0] = at.index;
-  p[a.B] = at.run;
-  p[2 * a.B] = at.nfe;
-  p[3 * a.B] = at.newest;
-  p[4 * a.B] = at.before;
-  a.norms[2 * at.b] = at.norms[0];
-  a.norms[2 * at.b + 1] = at.norms[1];
+  p[kIndex * a.B] = at.index;
+  p[kRun * a.B] = at.run;
+  p[kNfe * a.B] = at.nfe;
+  p[kLastCall * a.B] = at.last_call;
+  p[kCallBefore * a.B] = at.call_before;
+  for (int64_t k = 0; k < kMeasures; ++k) a.measures[kMeasures * at.b + k] = at.measures[k];
   if (at.index < a.T) set_timestep(a, at.b, row_at(a.rows, a.width, at.index - 1).timestep);
 }
 

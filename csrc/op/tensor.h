@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "op/fields.h"
+
 namespace ak {
 
 using torch::headeronly::ScalarType;
@@ -73,7 +75,36 @@ inline std::string shape_of(const Tensor& t) {
   return shape_text(t.sizes().data(), t.sizes().size());
 }
 
-inline void expect_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+inline bool holds(FieldType field, ScalarType type) {
+  switch (field) {
+    case kFloat32:
+      return type == ScalarType::Float;
+    case kFloat64:
+      return type == ScalarType::Double;
+    case kInt32:
+      return type == ScalarType::Int;
+    case kInt64:
+      return type == ScalarType::Long;
+    case kBool:
+      return type == ScalarType::Bool;
+    case kNetworkType:
+      return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16;
+    default:
+      return type == ScalarType::Float || type == ScalarType::Long;
+  }
+}
+
+inline const char* types_of(FieldType field) {
+  constexpr const char* kNames[] = {"float32",         "float64", "int32",
+                                    "int64",           "bool",    "float32, float16 or bfloat16",
+                                    "float32 or int64"};
+  return kNames[field];
+}
+
+inline void expect(const Tensor& t, const char* name, FieldType type,
+                   std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(holds(type, t.scalar_type()), name, " must be ", types_of(type), ", got ",
+                  type_name(t.scalar_type()));
   const auto sizes = t.sizes();
   bool same = sizes.size() == shape.size();
   for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
@@ -81,14 +112,6 @@ inline void expect_shape(const Tensor& t, const char* name, std::initializer_lis
                   ", got ", shape_of(t));
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous, got strides ",
                   shape_text(t.strides().data(), t.strides().size()));
-}
-
-template <typename T>
-T* data(const Tensor& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, " must be ", type_name(type), ", got ",
-                  type_name(t.scalar_type()));
-  expect_shape(t, name, shape);
-  return static_cast<T*>(t.data_ptr());
 }
 
 // A written buffer may share no byte with any other argument.

@@ -220,14 +220,14 @@ def test_labels_of_another_dtype_are_captured_again(runtimes):
 def test_out_of_memory_is_not_remembered(runtimes, monkeypatch):
     sampler, model = make_sampler("auto"), denoisers.made(denoisers.UNet)
     full = [True]
-    clone = fake_runtime.state.State.clone
+    made = fake_runtime.state.State.of
 
-    def cloned(self):
+    def of(start):
         if full.pop() if full else False:
             raise torch.OutOfMemoryError("tried to allocate 7 GiB")
-        return clone(self)
+        return made(start)
 
-    monkeypatch.setattr(fake_runtime.state.State, "clone", cloned)
+    monkeypatch.setattr(fake_runtime.state.State, "of", of)
     result = run(sampler, model, noise())
     assert result.executor == "eager" and "out of memory: tried" in result.executor_why
     assert run(sampler, model, noise()).executor == "graph"
@@ -261,7 +261,7 @@ def test_nothing_is_left_after_a_fallback(runtimes):
     gc.disable()
     try:
         run(sampler, model, noise())
-        held = weakref.ref(sampler._executors._capture.built["graph"])
+        held = weakref.ref(sampler.prepared().built["graph"])
         sampler.close()
         assert held() is None and runtimes[-1].released
     finally:

@@ -89,7 +89,7 @@ def test_auto_takes_the_graph_and_says_so():
 def test_one_launch_and_no_synchronisation():
     sampler, model, x = make_sampler(), network(), noise()
     run(sampler, model, x)
-    built = sampler._executors._capture.built["graph"]
+    built = sampler.prepared().built["graph"]
     quiet = type("Bar", (), {"disable": True})()
     built.network.state.load(sampler.begin(model, x))
     torch.cuda.synchronize()

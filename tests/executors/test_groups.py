@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from adaptive_kernels import AdaptiveConfig
 from adaptive_kernels.executors.groups import least_groups, run_ahead
 from adaptive_kernels.ops import reference
+from adaptive_kernels.rules import criteria
 from tests.support import problems
 
-CRITERIA = ["never", "every(1)", "every(3)", "third_order", "released", "defect", "plan"]
+CRITERIA = [*(name for name in criteria.CRITERIA if name != "every"), "every(1)", "every(3)"]
 
 
 def make_config(criterion, table, max_skip, warmup, seed):
     if criterion == "plan":
         return AdaptiveConfig(criterion="plan", plan=problems.plan(table, seed))
     skips = max(max_skip, 1) if criterion == "released" else max_skip
-    least = {"third_order": 3, "released": 4, "defect": 3}.get(criterion, 1)
+    least = AdaptiveConfig(criterion=criterion).kind.warmup
     return AdaptiveConfig(max_skip=skips, criterion=criterion, warmup=max(warmup, least))
 
 
@@ -36,10 +37,10 @@ def sampling(table, config, choose):
             skip = choose()
             predicted = float(config.plan.refresh[index]) if config.plan else (0.0 if skip else 2.0)
             first = [torch.ones(1, dtype=torch.float64) for _ in range(3)]
-            if rule.criterion == reference.RELEASED and not skip:
+            if rule.criterion == criteria.RELEASED and not skip:
                 first[0] *= 9
             refresh, _ = reference.decide(
-                tuple(rule),
+                rule,
                 torch.tensor([index - 1]),
                 torch.tensor([run]),
                 torch.full((1,), 0.0 if skip else 9.0, dtype=torch.float64),

@@ -1,13 +1,13 @@
 """`step` and `advance` inside torch.compile, torch.export and AOTInductor."""
 
 import sysconfig
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from adaptive_kernels.sampling.state import State
+from adaptive_kernels import ops
+from adaptive_kernels.ops import fields
 from tests.support import problems
 
 needs_headers = pytest.mark.skipif(
@@ -62,19 +62,19 @@ def test_a_compiled_network_with_an_op_has_no_graph_break(rule, dtype, verb, mod
 class Tick(torch.nn.Module):
     """network + step as a module of tensors, as torch.export wants it."""
 
-    def __init__(self, state: State):
+    def __init__(self, state):
         super().__init__()
-        self.network, self.options = network(), {"rule": state.rule, "batch_wide": state.batch_wide}
+        self.network, self.rule = network(), state.rule
 
     def forward(self, *tensors):
-        state = State(*tensors, **self.options)
-        state.model_output.copy_(self.network(state.model_input))
-        state.step(True)
+        a = ops.Arguments(*tensors, *self.rule)
+        a.model_output.copy_(self.network(a.model_input))
+        ops.step(*a, True)
 
 
 def tensors(state):
-    names = [field.name for field in fields(state) if field.name not in ("rule", "batch_wide")]
-    return {name: getattr(state, name) for name in names}
+    """{name: tensor or None} in the ops' order."""
+    return {name: getattr(state, name) for name in fields.NAMES}
 
 
 def exported(state):
@@ -111,7 +111,7 @@ def test_an_exported_step_runs_without_python(tmp_path):
     )
     program = torch._inductor.aoti_load_package(path)
     # The network itself is compiled, and its output off by last places; x and m are of size 1.
-    approximate = ("model_output", "latents", "model_input", "history", "outputs", "norms")
+    approximate = ("model_output", "latents", "model_input", "history", "outputs", "measures")
     assert_runs_as(program, state, but=approximate)
     got, expected = problems.clone(state), problems.clone(state)
     program(*tensors(got).values())

@@ -1,5 +1,6 @@
 """`step` and `advance` as torch ops: schema, fake tensors, torch.compile, refusals."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ NAMES = [argument.name for argument in ops.advance._schema.arguments][:-1]  # bu
 @pytest.mark.parametrize("guided", [False, True])
 def test_opcheck(rule, guided):
     state = ready(rule, guided=guided)
-    assert [v is None for v in (state.outputs, state.weights, state.run_cost)] == {
+    assert [v is None for v in (state.outputs, state.weights, state.rule_table)] == {
         "third_order": [True] * 3,
         "every(3) linear": [False, False, True],
     }.get(rule, [False] * 3)
@@ -93,7 +94,7 @@ def replaced(name, value, rule="third_order"):
         ("progress", lambda t: t.long(), "progress must be int32"),
         ("progress", lambda t: t[:3].clone(), r"progress must have shape \(5, 2\), got \(3, 2\)"),
         ("progress", lambda t: t - 1, "progress must not be negative .* got step -1"),
-        ("norms", lambda t: t.float(), "norms must be float64"),
+        ("measures", lambda t: t.float(), "measures must be float64"),
         ("refreshed", lambda t: t[:5].clone(), r"refreshed must have shape \(8, 2\), got \(5, 2\)"),
         ("score", lambda t: t.double(), "score must be float32"),
         (
@@ -109,8 +110,8 @@ def replaced(name, value, rule="third_order"):
         ("noise", torch.zeros(8, 2, 39), r"noise must have shape \(8, 2, 40\), got \(8, 2, 39\)"),
         ("outputs", torch.zeros(3, 2, 40), "outputs and weights must be given together"),
         ("weights", torch.zeros(8, 4, 4, 7), "outputs and weights must be given together"),
-        ("criterion", 4, "outputs, weights and run_cost must be given for this criterion"),
-        ("criterion", 5, "outputs, weights and run_cost must be given for this criterion"),
+        ("criterion", 4, "outputs, weights and rule_table must be given for this criterion"),
+        ("criterion", 5, "outputs, weights and rule_table must be given for this criterion"),
         ("criterion", 6, "criterion must be 0 to 5, got 6"),
         ("criterion", -1, "criterion must be 0 to 5, got -1"),
         ("max_skip", -1, "max_skip must be at least 0, got -1"),
@@ -128,7 +129,7 @@ def test_refusals_name_the_argument(name, value, message):
     [
         ("outputs", None, "outputs and weights must be given together"),
         ("weights", None, "outputs and weights must be given together"),
-        ("run_cost", None, "outputs, weights and run_cost must be given for this criterion"),
+        ("rule_table", None, "outputs, weights and rule_table must be given for this criterion"),
         (
             "outputs",
             lambda t: t[:2].clone(),
@@ -158,18 +159,18 @@ def test_refusals_name_the_argument(name, value, message):
             r"weights must have shape \(8, 4, 4, 7\), got \(8, 4, 4, 6\)",
         ),
         ("weights", lambda t: t.half(), "weights must be float32, got float16"),
-        ("run_cost", lambda t: t[0], r"run_cost must have shape \[T, G, Q\] .*, got \(4, 3\)"),
+        ("rule_table", lambda t: t[0], r"rule_table must have shape \[T, G, Q\] .*, got \(4, 3\)"),
         (
-            "run_cost",
+            "rule_table",
             lambda t: t[:, :, :0],
-            r"run_cost must have shape \[T, G, Q\] with Q >= 1, got \(8, 4, 0\)",
+            r"rule_table must have shape \[T, G, Q\] with Q >= 1, got \(8, 4, 0\)",
         ),
         (
-            "run_cost",
+            "rule_table",
             lambda t: t[:, :2].clone(),
-            r"run_cost must have shape \(8, 4, 3\), got \(8, 2, 3\)",
+            r"rule_table must have shape \(8, 4, 3\), got \(8, 2, 3\)",
         ),
-        ("run_cost", lambda t: t.double(), "run_cost must be float32, got float64"),
+        ("rule_table", lambda t: t.double(), "rule_table must be float32, got float64"),
         ("warmup", 2, "warmup must be at least 3 for this criterion, got 2"),
     ],
 )
@@ -185,20 +186,25 @@ def test_buffers_that_share_memory_are_refused():
         state.advance()
     state = ready("defect")
     state.model_output = state.outputs[1]
-    with pytest.raises(RuntimeError, match="model_output and outputs must not share memory"):
+    with pytest.raises(RuntimeError, match="outputs and model_output must not share memory"):
         state.advance()
     state = ready("defect")
-    state.weights = state.outputs.new_zeros(8, 4, 4, 7)
+    weights = state.outputs.new_zeros(8, 4, 4, 7)
+    state.tables = dataclasses.replace(state.tables, weights=weights)
     state.outputs = state.weights.view(-1)[:240].view(3, 2, 40)
     with pytest.raises(RuntimeError, match="outputs and weights must not share memory"):
         state.advance()
     state = ready("defect")
-    state.run_cost = state.score.new_zeros(8, 4, 3)
-    state.score = state.run_cost.view(-1)[:16].view(8, 2)
-    with pytest.raises(RuntimeError, match="score and run_cost must not share memory"):
+    rule_table = state.score.new_zeros(8, 4, 3)
+    state.tables = dataclasses.replace(state.tables, rule_table=rule_table)
+    state.score = state.rule_table.view(-1)[:16].view(8, 2)
+    with pytest.raises(RuntimeError, match="score and rule_table must not share memory"):
         state.advance()
     state = ready("defect")
-    state.guidance_scale, state.threshold = state.weights.view(-1)[:2], state.run_cost.view(-1)[:2]
+    state.guidance_scale, state.threshold = (
+        state.weights.view(-1)[:2],
+        state.rule_table.view(-1)[:2],
+    )
     state.advance()  # what is only read may be shared
     state = ready()
     state.model_output = state.latents[0]
@@ -230,8 +236,8 @@ def test_a_condition_is_refused_without_a_graph():
 def test_batch_wide_refuses_samples_at_different_steps():
     for rule in ("third_order", "defect"):
         state = ready(rule)
-        state.batch_wide = True
-        state.progress[0] = torch.tensor([1, 2])
+        problems.ruled(state, batch_wide=True)
+        state.index[:] = torch.tensor([1, 2])
         with pytest.raises(RuntimeError, match="all samples at one step, got steps 1 and 2"):
             state.advance()
 

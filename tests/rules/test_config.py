@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaptive_kernels import AdaptiveConfig
-from adaptive_kernels.rules.config import DEFAULT_THRESHOLDS
+from adaptive_kernels.rules.criteria import CRITERIA
 from adaptive_kernels.rules.plan import Plan
 
 PLAN = Plan(
@@ -23,7 +23,7 @@ def test_defaults_are_the_criterions_own():
     released = AdaptiveConfig(criterion="released").resolved()
     assert (released.threshold, released.warmup, released.max_skip) == (0.01, 4, 4)
     assert AdaptiveConfig(criterion="every(3)").resolved().max_skip == 2
-    assert AdaptiveConfig(criterion="every(3)").rule(stages=2) == (1, 2, 1, 2)
+    assert AdaptiveConfig(criterion="every(3)").rule(stages=2) == (1, 2, 1, 2, False)
     assert released.resolved() == released
 
 
@@ -47,7 +47,7 @@ def test_fills_belong_to_their_criteria():
     defect = AdaptiveConfig(criterion="defect").resolved()
     assert (defect.fill, defect.warmup, defect.max_skip, defect.threshold) == (
         *("linear", 3, 4),
-        DEFAULT_THRESHOLDS["defect"],
+        CRITERIA["defect"].threshold,
     )
     assert defect.repair is None and AdaptiveConfig.recommended() == AdaptiveConfig(
         criterion="defect"
@@ -62,8 +62,8 @@ def test_fills_belong_to_their_criteria():
     assert AdaptiveConfig(criterion="every(16)", fill="linear", repair=True).resolved().repair
     planned = AdaptiveConfig(criterion="plan", plan=PLAN, max_skip=9).resolved()
     assert (planned.fill, planned.warmup, planned.max_skip) == ("fitted", 1, 2)
-    assert AdaptiveConfig(0.5, 3, "defect").rule(2) == (4, 3, 3, 2)
-    assert planned.rule() == (5, 2, 1, 1)
+    assert AdaptiveConfig(0.5, 3, "defect").rule(2) == (4, 3, 3, 2, False)
+    assert planned.rule() == (5, 2, 1, 1, False)
     assert planned.resolved() == planned and len({planned, planned.resolved()}) == 1
 
 

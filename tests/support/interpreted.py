@@ -10,9 +10,6 @@ import pytest
 import torch
 
 import adaptive_kernels
-from adaptive_kernels import ops
-from adaptive_kernels.sampling.state import State
-from tests.support import problems
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = pytest.importorskip("triton.language")
@@ -69,23 +66,3 @@ def interpreting():
             interpreter.InterpretedFunction, "__call__", lambda self, *args: self.rewrite()(*args)
         )
         yield interpreted()
-
-
-class Triton(State):
-    """A state whose ops are the interpreted ones."""
-
-    def step(self, fresh):
-        with interpreting() as module:
-            module.step(*self.arguments(), fresh)
-
-    def advance(self):
-        with interpreting() as module:
-            module.advance(*self.arguments())
-
-
-def on_triton(state):
-    """The same state with buffers of its own and a workspace."""
-    batch, elements = state.latents.shape[1:]
-    twin = Triton(**vars(problems.clone(state)))
-    twin.workspace = torch.zeros(ops.workspace_shape(batch, elements), dtype=torch.float64)
-    return twin

@@ -4,55 +4,44 @@ Device functions of `step`. All of them run in the program that is the last of i
 arrive, or of the batch where it decides together.
 """
 
+import collections
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from .. import reference
+from ...rules import criteria
+from .. import fields
 
-SCALARS = tl.constexpr(reference.SCALARS)
-NEVER = tl.constexpr(reference.NEVER)
-THIRD_ORDER = tl.constexpr(reference.THIRD_ORDER)
-RELEASED = tl.constexpr(reference.RELEASED)
-DEFECT = tl.constexpr(reference.DEFECT)
-PLAN = tl.constexpr(reference.PLAN)
+SCALARS = tl.constexpr(fields.SCALARS)
+WEIGHTS = tl.constexpr(fields.WEIGHTS)
+NEVER = tl.constexpr(criteria.NEVER)
+THIRD_ORDER = tl.constexpr(criteria.THIRD_ORDER)
+RELEASED = tl.constexpr(criteria.RELEASED)
+DEFECT = tl.constexpr(criteria.DEFECT)
+PLAN = tl.constexpr(criteria.PLAN)
+IDLE, FORCED = tl.constexpr(criteria.IDLE), tl.constexpr(criteria.FORCED)
+
+
+def _those(needed: str) -> tl.constexpr:
+    """A bit for each criterion that needs the sum: `(FIRST >> CRITERION) & 1`."""
+    return tl.constexpr(
+        sum(1 << one.code for one in criteria.CRITERIA.values() if needed in one.sums)
+    )
+
+
+FIRST, THIRD, MEASURED = _those("first"), _those("third"), _those("defect")
 
 HEAD = tl.constexpr(16)  # float64 of a sample's workspace before its partial sums
 CHUNK = tl.constexpr(256)  # partial sums added at a time
 
 
-class Args(NamedTuple):
-    """The tensors of `ops.step` as pointers, and the sizes and limits known at the launch alone."""
-
-    latents: Any
-    history: Any
-    model_input: Any
-    timestep: Any
-    progress: Any
-    norms: Any
-    refreshed: Any
-    score: Any
-    outputs: Any
-    workspace: Any
-    model_output: Any
-    guidance_scale: Any
-    threshold: Any
-    rows: Any
-    weights: Any
-    run_cost: Any
-    seed: Any
-    noise: Any
-    R: Any
-    B: Any
-    N: Any
-    T: Any
-    G: Any
-    Q: Any
-    pieces: Any  # programs of a sample
-    stride: Any  # float64 of a sample's workspace
-    max_skip: Any
-    warmup: Any
+# The tensors of the ops as pointers, and the sizes and limits known at the launch alone; `pieces`
+# are programs of a sample, `stride` float64 of a sample's workspace.
+Args = collections.namedtuple(
+    "Args",
+    [*fields.NAMES, *("R", "B", "N", "T", "G", "Q", "pieces", "stride"), *("max_skip", "warmup")],
+)
 
 
 class Place(NamedTuple):
@@ -62,8 +51,8 @@ class Place(NamedTuple):
     index: Any
     run: Any
     nfe: Any
-    newest: Any
-    before: Any
+    last_call: Any
+    call_before: Any
 
 
 class Sums(NamedTuple):
@@ -81,15 +70,22 @@ class Sums(NamedTuple):
 def place(a, b):
     at = a.progress + b
     index, run, nfe = tl.load(at), tl.load(at + a.B), tl.load(at + 2 * a.B)
-    newest, before = tl.load(at + 3 * a.B).to(tl.int64), tl.load(at + 4 * a.B).to(tl.int64)
-    return Place(b, index.to(tl.int64), run.to(tl.int64), nfe.to(tl.int64), newest, before)
+    last_call, call_before = tl.load(at + 3 * a.B), tl.load(at + 4 * a.B)
+    return Place(
+        b,
+        index.to(tl.int64),
+        run.to(tl.int64),
+        nfe.to(tl.int64),
+        last_call.to(tl.int64),
+        call_before.to(tl.int64),
+    )
 
 
 @triton.jit
 def moves(a, at, fresh):
     """Whether a sample takes this step; false too where its counters cannot be a sampling's."""
-    possible = (at.index >= 0) & (at.run >= 0) & (at.nfe >= 0) & (at.before >= 0)
-    possible = possible & (at.before <= at.newest) & (at.newest <= at.index)
+    possible = (at.index >= 0) & (at.run >= 0) & (at.nfe >= 0) & (at.call_before >= 0)
+    possible = possible & (at.call_before <= at.last_call) & (at.last_call <= at.index)
     return possible & (at.index < a.T) & ((at.run > 0) | (fresh != 0))
 
 
@@ -101,8 +97,11 @@ def distance(steps, size):
 @triton.jit
 def weights_at(a, at):
     """Pointer to the seven weights of a sample's step."""
-    gap, previous = distance(at.index - at.newest, a.G), distance(at.newest - at.before, a.G)
-    return a.weights + ((at.index * a.G + gap) * a.G + previous) * 7
+    gap, previous = (
+        distance(at.index - at.last_call, a.G),
+        distance(at.last_call - at.call_before, a.G),
+    )
+    return a.weights + ((at.index * a.G + gap) * a.G + previous) * WEIGHTS
 
 
 @triton.jit
@@ -123,14 +122,16 @@ def sums_of(a, b, CRITERION: tl.constexpr):
     """The sums of one sample; those that the criterion does not need are 0."""
     partial = a.workspace + b * a.stride + HEAD
     third, first, defect = tl.cast(0, tl.float64), tl.cast(0, tl.float64), tl.cast(0, tl.float64)
-    if CRITERION == THIRD_ORDER:
+    if (THIRD >> CRITERION) & 1:
         third = add_up(partial, a.pieces)
-    if (CRITERION == THIRD_ORDER) | (CRITERION == RELEASED):
+    if (FIRST >> CRITERION) & 1:
         first = add_up(partial + a.pieces, a.pieces)
-    if CRITERION == DEFECT:
+    if (MEASURED >> CRITERION) & 1:
         defect = add_up(partial + 2 * a.pieces, a.pieces)
-    norms = a.norms + 2 * b
-    return Sums(third, first, tl.load(norms), tl.load(norms + 1), tl.cast(a.N, tl.float64), defect)
+    measures = a.measures + 2 * b
+    return Sums(
+        third, first, tl.load(measures), tl.load(measures + 1), tl.cast(a.N, tl.float64), defect
+    )
 
 
 @triton.jit
@@ -152,8 +153,8 @@ def decide(a, step, run, sums, predicted, threshold, CRITERION: tl.constexpr, ST
         d2 = sums.first_2 / sums.elements
         left, right = tl.abs((d + d2) / 2 - d1), threshold * d1
         # The authors' guard: it sees the decisions taken before this one and is idle below five.
-        decisions = following - 4
-        guarded = (decisions >= 5) & (skipped >= tl.minimum(decisions, a.max_skip))
+        decisions = following - FORCED
+        guarded = (decisions >= IDLE) & (skipped >= tl.minimum(decisions, a.max_skip))
         refresh = guarded | ~(left <= right)
     if CRITERION == DEFECT:
         left, right = predicted, threshold
@@ -178,25 +179,26 @@ def conclude(
 ):
     """Moves a sample past its step: `first` is its own sum, `sums` those that decide."""
     fresh, boundary = at.run == 0, (at.index + 1) % STAGES == 0
-    norm_0, norm_1 = tl.load(a.norms + 2 * at.b), tl.load(a.norms + 2 * at.b + 1)
-    if CRITERION == DEFECT:
+    measure_0, measure_1 = tl.load(a.measures + 2 * at.b), tl.load(a.measures + 2 * at.b + 1)
+    if (MEASURED >> CRITERION) & 1:
         spread = tl.load(weights_at(a, at) + 6)
         measured = tl.sqrt(sums.defect / sums.elements) * spread
-        norm_0 = tl.where(fresh & boundary, measured, norm_0)
-    if (CRITERION == THIRD_ORDER) | (CRITERION == RELEASED):
-        norm_1 = tl.where(boundary, norm_0, norm_1)
-        norm_0 = tl.where(boundary, first, norm_0)
-    before, newest = tl.where(fresh, at.newest, at.before), tl.where(fresh, at.index, at.newest)
+        measure_0 = tl.where(fresh & boundary, measured, measure_0)
+    if (FIRST >> CRITERION) & 1:
+        measure_1 = tl.where(boundary, measure_0, measure_1)
+        measure_0 = tl.where(boundary, first, measure_0)
+    call_before = tl.where(fresh, at.last_call, at.call_before)
+    last_call = tl.where(fresh, at.index, at.last_call)
     run, index = at.run + 1, at.index + 1
     going_on = index < a.T
 
     predicted = tl.cast(0, tl.float64)
     if CRITERION == PLAN:
-        predicted = tl.load(a.run_cost + index * a.G * a.Q, mask=going_on, other=0.0)
+        predicted = tl.load(a.rule_table + index * a.G * a.Q, mask=going_on, other=0.0)
     if CRITERION == DEFECT:
         skips = distance((run - 1) // STAGES + 1, a.Q)
-        entry = (newest * a.G + distance(newest - before, a.G)) * a.Q + skips
-        predicted = norm_0 * tl.load(a.run_cost + entry)
+        entry = (last_call * a.G + distance(last_call - call_before, a.G)) * a.Q + skips
+        predicted = measure_0 * tl.load(a.rule_table + entry)
     threshold = tl.load(a.threshold + at.b).to(tl.float64)
     timestep = tl.load(a.rows + at.index * (SCALARS + K) + 5)
     refresh, score = decide(
@@ -212,10 +214,10 @@ def conclude(
     tl.store(to, index.to(tl.int32))
     tl.store(to + a.B, tl.where(going_on & ~refresh, run, 0).to(tl.int32))
     tl.store(to + 2 * a.B, (at.nfe + fresh).to(tl.int32))
-    tl.store(to + 3 * a.B, newest.to(tl.int32))
-    tl.store(to + 4 * a.B, before.to(tl.int32))
-    tl.store(a.norms + 2 * at.b, norm_0)
-    tl.store(a.norms + 2 * at.b + 1, norm_1)
+    tl.store(to + 3 * a.B, last_call.to(tl.int32))
+    tl.store(to + 4 * a.B, call_before.to(tl.int32))
+    tl.store(a.measures + 2 * at.b, measure_0)
+    tl.store(a.measures + 2 * at.b + 1, measure_1)
     value = timestep.to(a.timestep.dtype.element_ty)
     tl.store(a.timestep + at.b, value, mask=going_on)
     if GUIDED:

@@ -4,11 +4,11 @@ import triton
 import triton.language as tl
 
 from .decide import (
-    DEFECT,
+    FIRST,
     HEAD,
-    RELEASED,
+    MEASURED,
     SCALARS,
-    THIRD_ORDER,
+    THIRD,
     Args,
     conclude,
     conclude_together,
@@ -97,7 +97,7 @@ def keep(a, at, row, x, m, slab, block, inside, CRITERION: tl.constexpr, STAGES:
     f0, f1, f2 = tl.load(w), tl.load(w + 1), tl.load(w + 2)
     r0, r1, r2 = tl.load(w + 3), tl.load(w + 4), tl.load(w + 5)
     filled = ~fresh
-    if CRITERION == DEFECT:
+    if (MEASURED >> CRITERION) & 1:
         filled = filled | boundary
     repairs = fresh & ((r0 != 0) | (r1 != 0) | ((r2 != 0) & (at.nfe > 1)))
     # A weight of 0 leaves its output out, whatever is there.
@@ -161,7 +161,7 @@ def sweep(
         m = m + tl.load(a.guidance_scale + at.b) * (conditional.to(tl.float32) - m)
     if a.outputs is not None:
         h, e, wrong = keep(a, at, row, x, m, slab, block, inside, CRITERION, STAGES)
-        if CRITERION == DEFECT:
+        if (MEASURED >> CRITERION) & 1:
             leave(a, at, piece, 2, wrong * wrong, inside & fresh & boundary)
     else:
         h = tl.load(row) * x + tl.load(row + 1) * m
@@ -180,15 +180,15 @@ def sweep(
             z = normal(tl.load(a.seed + at.b), step, piece * (BLOCK // 4), BLOCK)
         x_next = x_next + S * z
 
-    if (CRITERION == THIRD_ORDER) | (CRITERION == RELEASED):
+    if (FIRST >> CRITERION) & 1:
         x0 = x
         if STAGES > 1:
             back = slot(step + 1 + a.R - STAGES, a.R)
             x0 = tl.load(latents + back * slab, mask=inside & boundary, other=0.0)
         change = x_next - x0
-        terms = change * change if CRITERION == THIRD_ORDER else tl.abs(change)
+        terms = change * change if (THIRD >> CRITERION) & 1 else tl.abs(change)
         leave(a, at, piece, 1, terms, inside & boundary)
-        if CRITERION == THIRD_ORDER:
+        if (THIRD >> CRITERION) & 1:
             wanted = inside & boundary & (step + 1 >= 3 * STAGES)
             back_1 = slot(step + 1 + a.R - 2 * STAGES, a.R)
             back_2 = slot(step + 1 + a.R - 3 * STAGES, a.R)
@@ -228,8 +228,8 @@ def arrive(a, b, programs):
     do_not_specialize=["R", "B", "T", "G", "Q", "pieces", "stride", "max_skip", "warmup", "fresh"]
 )
 def step_kernel(
-    latents, history, model_input, timestep, progress, norms, refreshed, score, outputs, workspace,
-    model_output, guidance_scale, threshold, rows, weights, run_cost, seed, noise,
+    latents, history, model_input, timestep, progress, measures, refreshed, score, outputs,
+    workspace, model_output, guidance_scale, threshold, rows, weights, rule_table, seed, noise,
     R, B, N, T, G, Q, pieces, stride, max_skip, warmup, fresh,
     K: tl.constexpr, CRITERION: tl.constexpr, STAGES: tl.constexpr, GUIDED: tl.constexpr,
     BATCH_WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -241,8 +241,8 @@ def step_kernel(
     shares in a fixed order and decides. Bytes: as csrc/cpu/step.cpp, each stream once.
     """
     a = Args(
-        latents, history, model_input, timestep, progress, norms, refreshed, score, outputs,
-        workspace, model_output, guidance_scale, threshold, rows, weights, run_cost, seed, noise,
+        latents, history, model_input, timestep, progress, measures, refreshed, score, outputs,
+        workspace, model_output, guidance_scale, threshold, rows, weights, rule_table, seed, noise,
         R, B, N, T, G, Q, pieces, stride, max_skip, warmup,
     )  # fmt: skip
     program = tl.program_id(0)

@@ -39,8 +39,7 @@ class Buffers:
         self._flat = flat.shape
         # As the pipeline sees them: nothing is reshaped from step to step.
         self._slots = [slot.view(sample.shape) for slot in self.state.latents]
-        arguments = self.state.arguments()
-        self._head, self._tail = arguments[:10], arguments[11:]
+        self._arguments = self.state.arguments()
         self.output: Tensor | None = None  # [rows, ...] of the last refresh
         self._output: Tensor | None = None  # [B, N], as the op reads it
         # What was handed back last, and its version then: untouched, it needs no merge.
@@ -79,8 +78,8 @@ class Buffers:
             self._output = flat.float() if flat.dtype == torch.float64 else flat
         if fresh:
             # All samples take it, whoever asked for it.
-            self.state.progress[1].zero_()
-        ops.step(*self._head, self._output, *self._tail, fresh, None)
+            self.state.run.zero_()
+        ops.step(*self._arguments._replace(model_output=self._output), fresh, None)
         row, self.row = self.row, self.row + 1
         self.decision.done(row, fresh)
         return self.here()

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from ...rules.config import CRITERIA
+from ...rules import criteria
 from ...rules.fills import FillTables
 from ...sampling.state import State
-
-_CODE = {code: name for name, code in CRITERIA.items()}
 
 
 class Reader:
@@ -50,27 +48,26 @@ class Decision:
     """
 
     def __init__(self, state: State, tables: FillTables, threshold: float):
-        self.rows, rule = len(state.rows), state.rule
-        self.criterion = _CODE[rule[0]]
-        self.max_skip, self.warmup, self.stages = rule[1:]
+        self.rows, self.rule = len(state.rows), state.rule
+        self.criterion = criteria.NAME[self.rule.criterion]
         self.reader = Reader(state.latents.device)
         self.run = 0  # rows since the refresh, its own included
-        self.newest = self.before = 0  # rows of the last refresh and of the one before
+        self.last_call = self.call_before = 0  # rows of the last refresh and of the one before
         self.skips = 0  # under defect: how many whole steps may follow the last refresh
         self._answer: bool | None = True
-        self._asked = state.norms[:, 0] if self.criterion == "defect" else state.progress[1]
+        self._asked = state.measures[:, 0] if self.criterion == "defect" else state.run
         if self.criterion == "plan":
-            self.mask = [value <= 0 for value in tables.run_cost[:, 0, 0].tolist()]
+            self.mask = [value <= 0 for value in tables.rule_table[:, 0, 0].tolist()]
         if self.criterion == "defect":
             # The device multiplies and compares the same float64 numbers.
-            self.cost = tables.run_cost.double()
+            self.cost = tables.rule_table.double()
             self.threshold = torch.tensor(threshold, dtype=torch.float32, device="cpu").item()
 
     def done(self, row: int, fresh: bool) -> None:
         """Takes note of a row that was done, and asks for what the next one needs."""
         self.run = 1 if fresh else self.run + 1
         if fresh:
-            self.before, self.newest = self.newest, row
+            self.call_before, self.last_call = self.last_call, row
         self._answer = self._known(row, fresh)
         if self._answer is None:
             self.reader.begin(self._asked)
@@ -87,22 +84,16 @@ class Decision:
         return self._answer
 
     def _known(self, row: int, fresh: bool) -> bool | None:
-        following, skipped = (row + 1) // self.stages, (self.run - 1) // self.stages
+        following, skipped = (row + 1) // self.rule.stages, (self.run - 1) // self.rule.stages
         if row + 1 >= self.rows:
             return True
-        if (row + 1) % self.stages:
+        if (row + 1) % self.rule.stages:
             return fresh
-        if following < self.warmup or self.criterion == "never":
+        if criteria.forced(self.rule, following, skipped):
             return True
         if self.criterion == "plan":
             return not self.mask[row + 1]
-        if self.criterion == "released":
-            decisions = following - 4
-            guarded = decisions >= 5 and skipped >= min(decisions, self.max_skip)
-            return True if guarded else None
-        if skipped >= self.max_skip:
-            return True
-        if self.criterion == "every":
+        if not criteria.of(self.rule.criterion).sums:
             return False
         if self.criterion == "defect" and not fresh:
             return skipped >= self.skips
@@ -110,10 +101,10 @@ class Decision:
 
     def _length(self, defects: list[float]) -> int:
         """Whole steps that every sample may skip after this refresh, by ops.reference.decide."""
-        gap = max(1, min(self.newest - self.before, self.cost.shape[1])) - 1
-        row = self.cost[self.newest, gap].tolist()
-        for skipped in range(self.max_skip):
+        gap = max(1, min(self.last_call - self.call_before, self.cost.shape[1])) - 1
+        row = self.cost[self.last_call, gap].tolist()
+        for skipped in range(self.rule.max_skip):
             cost = row[min(skipped, len(row) - 1)]
             if not all(defect * cost <= self.threshold for defect in defects):
                 return skipped
-        return self.max_skip
+        return self.rule.max_skip

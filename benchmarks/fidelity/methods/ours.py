@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
-from adaptive_kernels.rules.config import DEFAULT_THRESHOLDS
+from adaptive_kernels.rules.criteria import CRITERIA
 
 from ..method import Method, Outcome, Run
 from ..problem import Batch, Problem
@@ -82,7 +82,7 @@ METHODS = [
     Method(
         "defect, default",
         lambda tol: sampled(AdaptiveConfig(tol, criterion="defect")),
-        settings=lambda p, budget: [DEFAULT_THRESHOLDS["defect"]],
+        settings=lambda p, budget: [CRITERIA["defect"].threshold],
     ),
     tuned("defect, no repair", 1e-5, 0.3, criterion="defect", repair=False),
 ]

@@ -135,7 +135,7 @@ def tensors(start: Start, batch_wide: bool) -> Tensors:
     def scalars(value: float) -> Tensor:
         return torch.full(x.shape[:-1], value, device=x.device)
 
-    sums = start.norms
+    sums = start.measures
     if batch_wide:
         sums = sums[0] if filled else sums.sum(0)
     if start.criterion == "third_order":

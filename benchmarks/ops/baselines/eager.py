@@ -110,7 +110,7 @@ class EagerDefect(Eager):
         self.latents = self.shaped(start.latents[0])
         self.kept = [self.shaped(e) for e in start.kept]
         self.weights, self.costs = start.weights.tolist(), start.costs.tolist()
-        self.defect = float(start.norms[0, 0])
+        self.defect = float(start.measures[0, 0])
 
     def run(self) -> None:
         start, (newest, older) = self.start, self.kept

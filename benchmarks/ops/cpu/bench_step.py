@@ -46,7 +46,7 @@ def expected(case: Case) -> tuple[State, State]:
         after = state.clone()
         # The solver adds no noise; this spares `reference` from making it.
         after.noise = torch.zeros(1).expand(STEPS, *after.latents.shape[1:])
-        reference.step(*after.arguments()[:-1], batch_wide, True)
+        reference.unchecked_step(after.arguments()._replace(batch_wide=batch_wide), True)
         margin = (after.score[MIDDLE + 1] - 1).abs().min()
         assert margin > 0.05, f"the decision is a tie within rounding: {after.score[MIDDLE + 1]}"
         both.append(after)
@@ -140,7 +140,7 @@ def verify_defect(name: str, case: Case, result: Result, right: State) -> None:
     terms = (12 * UNIT + low) * size + 12 * UNIT * fill_size(case)
     error = float(weights(case)[6]) * terms.square().mean(1).sqrt().max()
     unit = float(costs(case)[0]) / float(right.threshold[0])
-    exact = right.norms[:, 0] * unit
+    exact = right.measures[:, 0] * unit
     share = (size.numel() / 2 + 12) * UNIT
     score = torch.as_tensor(result.score).expand_as(exact)
     within("score", score, exact, error * unit + share * exact)

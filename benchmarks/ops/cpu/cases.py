@@ -98,7 +98,7 @@ def problem(case: Case) -> State:
     for i in range(MIDDLE + 1):
         state.model_output.copy_((0.7 + bend * i * i) * wave)
         state.model_output[: case.sizes[0]] *= 0.95
-        state.progress[1] = case.run(i)
+        state.run[:] = case.run(i)
         if i < MIDDLE:
             state.step(fresh=True)
     return state
@@ -117,16 +117,17 @@ def kept(case: Case, state: State, back: int) -> Tensor:
 def weights(case: Case) -> Tensor:
     """[7]: f, r and spread of step `MIDDLE`; all samples stand alike."""
     state = problem(case)
-    newest, before = state.progress[3:, 0].tolist()
-    return state.weights[MIDDLE, MIDDLE - newest - 1, newest - before - 1]
+    last_call, call_before = int(state.last_call[0]), int(state.call_before[0])
+    return state.weights[MIDDLE, MIDDLE - last_call - 1, last_call - call_before - 1]
 
 
 def costs(case: Case) -> Tensor:
     """[Q]: predicted error per unit of defect of 1 .. Q skipped steps after the last refresh."""
-    newest, before = problem(case).progress[3:, 0].tolist()
+    state = problem(case)
+    last_call, call_before = int(state.last_call[0]), int(state.call_before[0])
     if not case.skipped:
-        newest, before = MIDDLE, newest
-    return problem(case).run_cost[newest, newest - before - 1]
+        last_call, call_before = MIDDLE, last_call
+    return state.rule_table[last_call, last_call - call_before - 1]
 
 
 def start(case: Case) -> Start:
@@ -138,13 +139,13 @@ def start(case: Case) -> Start:
         dtype=DTYPES[case.dtype],
         guidance_scale=GUIDANCE if case.guided else None,
         threshold=float(state.threshold[0]),
-        max_skip=state.rule[1],
+        max_skip=state.rule.max_skip,
         step=MIDDLE,
         steps=1,
         fresh=not case.skipped,
         model_output=state.model_output,
         latents=[slot(state, back) for back in (1, 2, 3)],
-        norms=state.norms,
+        measures=state.measures,
         rows=state.rows[MIDDLE : MIDDLE + 1],
         kept=[kept(case, state, back) for back in (1, 2)] if filled else [],
         weights=weights(case)[None] if filled else None,

@@ -199,7 +199,7 @@ class Lane:
         if filled:
             gaps = [RUN, *range(1, RUN)]
             entries = [state.weights[START + k, gap - 1, RUN - 1] for k, gap in enumerate(gaps)]
-            weights, costs = torch.stack(entries), state.run_cost[START, RUN - 1]
+            weights, costs = torch.stack(entries), state.rule_table[START, RUN - 1]
         return Start(
             criterion=case.criterion,
             shape=case.size.shape,
@@ -212,7 +212,7 @@ class Lane:
             fresh=True,
             model_output=self.model_outputs[0],
             latents=[self.latents(back) for back in (0, 1, 2)],
-            norms=state.norms,
+            measures=state.measures,
             rows=state.rows[START : START + case.steps],
             kept=[self.kept(back) for back in (0, 1)] if filled else [],
             weights=weights,
@@ -247,11 +247,11 @@ def lane(case: Case, device: str, seed: int = 0) -> Lane:
     start = Lane(state, [])
     for back in (0, 1):
         change = start.latents(back).double() - start.latents(back + 1).double()
-        state.norms[:, back] = change.square().sum(1)
+        state.measures[:, back] = change.square().sum(1)
     output = normal(len(state.model_output))
     if state.outputs is not None:
         state.outputs.fill_(torch.nan)
-        state.norms.fill_(0.01)
+        state.measures.fill_(0.01)
         for back in (0, 1):
             start.kept(back).copy_(output[:batch] + 0.05 * normal(batch))
     for _ in range(MODEL_OUTPUTS):

@@ -48,14 +48,13 @@ class Op(Runner):
         fresh = (True,) if case.op == "step" else ()
         self.arguments = []
         for state, lane in zip(self.states, lanes, strict=True):
-            own = state.arguments()
-            self.arguments.append([(*own[:10], m, *own[11:], *fresh) for m in lane.model_outputs])
+            self.arguments.append([(*state.arguments(m), *fresh) for m in lane.model_outputs])
 
     def reset(self) -> None:
         # The latents too: forty launches on from here, again and again, would leave float32.
         for state, lane in zip(self.states, self.lanes, strict=True):
             state.progress.copy_(lane.state.progress)
-            state.norms.copy_(lane.state.norms)
+            state.measures.copy_(lane.state.measures)
             state.latents.copy_(lane.state.latents)
 
     def __call__(self, k: int) -> None:
@@ -64,7 +63,7 @@ class Op(Runner):
 
     def result(self) -> Result:
         state = self.states[0]
-        waits = state.progress[1] == 0
+        waits = state.run == 0
         if not bool(waits.all()):
             raise AssertionError("a sample does not wait for the network")
         defect = self.case.criterion == "defect"
@@ -72,7 +71,7 @@ class Op(Runner):
         kept = state.outputs[int(state.nfe[0] - 1) % 3] if defect else None
         score, done = state.score[START + 1], state.index - START
         current = state.current(), state.model_input
-        return Result(*current, done, waits, score, state.batch_wide, kept)
+        return Result(*current, done, waits, score, state.rule.batch_wide, kept)
 
     def verify(self, ks: list[int]) -> None:
         for lane, state in enumerate(self.states):

@@ -66,7 +66,7 @@ __device__ __forceinline__ void solve(const Args& a, const Place& at, const Row&
     float sum[V];
     fill(at, w, *g, sum);
 #pragma unroll
-    for (int j = 0; j < V; ++j) g->h[j] = row.ps * g->x[j] + row.qs * sum[j];
+    for (int j = 0; j < V; ++j) g->h[j] = keep_filled(row, g->x[j], sum[j]);
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) g->h[j] = keep(row, g->x[j], g->m[j]);
@@ -136,7 +136,7 @@ __device__ __forceinline__ double sum_third(int n, const float (&x_next)[V], con
 template <int V>
 __device__ __forceinline__ double sum_first(const Args& a, int n, const float (&x_next)[V],
                                             const float (&back)[V]) {
-  const bool squares = a.rule.criterion == kThirdOrder;
+  const bool squares = sums_squares(a.rule.criterion);
   return quad_sums<V>(n, [&](int j) {
     const float d = x_next[j] - back[j];
     return squares ? d * d : fabsf(d);

@@ -9,7 +9,8 @@ import torch
 
 from adaptive_kernels.ops.triton import launch as triton_kernels
 from tests.support import problems
-from tests.support.interpreted import on_triton, triton
+from tests.support.implementations import INTERPRETED
+from tests.support.interpreted import triton
 
 
 class Driver:
@@ -62,7 +63,7 @@ def variant(rule, elements, history=1, stochastic=False, guided=False, **options
     table = problems.table(8, history, stochastic=stochastic)
     config = problems.config(rule, table, granularity=options.get("granularity", "sample"))
     dtype = options.get("dtype", torch.float32)
-    return on_triton(problems.state(table, 2, elements, config, guided, dtype))
+    return INTERPRETED.state(problems.state(table, 2, elements, config, guided, dtype))
 
 
 @pytest.mark.parametrize("rule", VARIANTS)

@@ -14,6 +14,7 @@ import torch
 from adaptive_kernels import ops
 from adaptive_kernels.executors import select as executors
 from adaptive_kernels.executors.capability import Facts
+from adaptive_kernels.ops import fields
 from adaptive_kernels.sampling import state
 from tests.support.driver.fake_driver import FakeDriver, missing
 
@@ -33,6 +34,12 @@ class Done:
 
     def until(self, later):
         return 1.0
+
+
+def parted(arguments):
+    """The arguments by name, and what `step` has besides."""
+    count = len(ops.Arguments._fields)
+    return ops.Arguments(*arguments[:count]), arguments[count:]
 
 
 class Kept:
@@ -124,7 +131,7 @@ class FakeRuntime:
             self.recorder.kept = None
         if result is None:
             for _, arguments, _ in launches:
-                self.driver.device(arguments[4])
+                self.driver.device(parted(arguments)[0].progress)
             return Kept(self, [self._again(*launch) for launch in launches], None)
         # A device writes where it was told, whatever mode torch was in.
         with torch.inference_mode(False), torch.no_grad():
@@ -141,21 +148,22 @@ class FakeRuntime:
         def again():
             op(*arguments)
             if condition is not None:
-                progress, rows = arguments[4], arguments[13]
-                self.driver.set_condition(condition, int((progress[0] < len(rows)).any()))
+                a, _ = parted(arguments)
+                index = a.progress[fields.PROGRESS.index("index")]
+                self.driver.set_condition(condition, int((index < len(a.rows)).any()))
 
         return again
 
     def _emulated(self, op, arguments, condition):
         """The CUDA kernels' own sources set the condition."""
-        shape = ops.workspace_shape(*arguments[0].shape[1:])
-        workspace = torch.zeros(shape, dtype=torch.float64)
-        arguments = (*arguments[:9], workspace, *arguments[10:])
+        a, more = parted(arguments)
+        shape = ops.workspace_shape(*a.latents.shape[1:])
+        a = a._replace(workspace=torch.zeros(shape, dtype=torch.float64))
         kernel = getattr(torch.ops.adaptive_kernels_emulated, op._schema.name.split("::")[1])
 
         def again():
             self.emulated.set_device(seed=self.replays)
-            kernel(*arguments, condition)
+            kernel(*a, *more, condition)
             counters = self.emulated.counters()
             if condition is not None:
                 # Where `step` is repeated, every launch sets it.

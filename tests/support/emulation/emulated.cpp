@@ -1,5 +1,6 @@
 // The CUDA kernels and their launches as ops of CPU tensors, run by the emulation beside this file.
-// Everything of csrc/cuda/step.cu is here but the device guard, the stream and the check of devices.
+// Everything of csrc/cuda/step.cu is here but the device guard, the stream and the check of
+// devices.
 #include <cuda_runtime.h>
 
 #include <map>
@@ -12,21 +13,21 @@ namespace ak {
 namespace {
 
 template <typename Launch>
-void emulate(const Tensors& t, const Rule& rule, const Options& options, Launch launch) {
+void emulate(const Tensors& t, const Rule& rule, const Condition& condition, Launch launch) {
   STD_TORCH_CHECK(t.workspace, "workspace must be given on a GPU");
-  const Args a = check(t, rule, options);
+  const Args a = check(t, rule, condition);
   if (a.B == 0) return;
   const cudaError_t error = launch(a);
   STD_TORCH_CHECK(error == cudaSuccess, "did not launch: ", cudaGetErrorString(error), "; ",
                   emulation::device().last_failure);
 }
 
-void emulated_step(const Tensors& t, const Rule& rule, const Options& options, bool fresh) {
-  emulate(t, rule, options, [&](const Args& a) { return launch_step(a, fresh, nullptr); });
+void emulated_step(const Tensors& t, const Rule& rule, const Condition& condition, bool fresh) {
+  emulate(t, rule, condition, [&](const Args& a) { return launch_step(a, fresh, nullptr); });
 }
 
-void emulated_advance(const Tensors& t, const Rule& rule, const Options& options) {
-  emulate(t, rule, options, [](const Args& a) { return launch_advance(a, nullptr); });
+void emulated_advance(const Tensors& t, const Rule& rule, const Condition& condition) {
+  emulate(t, rule, condition, [](const Args& a) { return launch_advance(a, nullptr); });
 }
 
 }  // namespace

@@ -11,8 +11,6 @@ import torch
 from torch.utils import cpp_extension
 
 from adaptive_kernels import ops
-from adaptive_kernels.sampling.state import State
-from tests.support import problems
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
@@ -91,26 +89,3 @@ def counters():
     library().emulation_get(values)
     names = ("launches", "cooperative", "condition_calls", "condition", "value", "error")
     return dict(zip(names, values, strict=True))
-
-
-class EmulatedState(State):
-    """A state whose verbs are the emulated kernels."""
-
-    @classmethod
-    def begin(cls, table, latents, *arguments, **options):
-        state = super().begin(table, latents, *arguments, **options)
-        shape = ops.workspace_shape(latents.shape[0], latents[0].numel() if len(latents) else 0)
-        state.workspace = torch.zeros(shape, dtype=torch.float64)
-        return state
-
-    def step(self, fresh, condition=None):
-        getattr(torch.ops, NAMESPACE).step(*self.arguments(), fresh, condition)
-
-    def advance(self, condition=None):
-        getattr(torch.ops, NAMESPACE).advance(*self.arguments(), condition)
-
-
-def state(*arguments, **options):
-    """problems.state() for the emulated kernels; whatever they must not read is NaN."""
-    library()
-    return problems.state(*arguments, cls=EmulatedState, **options)

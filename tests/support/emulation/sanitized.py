@@ -11,12 +11,13 @@ import torch
 
 from tests.support import problems
 from tests.support.emulation import emulated
+from tests.support.implementations import EMULATED
 
 
 def sample(rule, elements, granularity="sample"):
     table = problems.table(7, 3, stochastic="linear" not in rule)
     config = problems.config(rule, table, 1.0, granularity=granularity)
-    state = emulated.state(table, 2, elements, config, guided=True, dtype=torch.bfloat16)
+    state = EMULATED.begun(table, 2, elements, config, guided=True, dtype=torch.bfloat16)
     tick = 0
     while bool((state.index < 7).any()):
         state.model_output.copy_(problems.outputs(state, tick))

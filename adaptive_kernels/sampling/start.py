@@ -1,0 +1,77 @@
+"""What a sampling begins with: the latents of step 0 and what each sample is given."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules.config import AdaptiveConfig
+from ..rules.fills import FillTables, fill_tables
+from ..solvers.table import SolverTable
+
+
+@dataclass
+class Inputs:
+    """What the ops read of a sampling besides its tables; nothing writes to it."""
+
+    guidance_scale: Tensor  # [B] float32
+    threshold: Tensor  # [B] float32
+    seed: Tensor  # [B] int64
+    noise: Tensor | None  # [T, B, N] float32
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """B samples before their first step; a `State` is made of one, or takes it in.
+
+    tables: of the latents' device. latents: [B, N] float32, x_0. guided: whether the network has an
+    unconditional half. dtype: of the network's input and output.
+    """
+
+    tables: FillTables
+    latents: Tensor
+    inputs: Inputs
+    guided: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        table: SolverTable,
+        latents: Tensor,
+        config: AdaptiveConfig,
+        *,
+        guidance_scale: Tensor | None = None,
+        seed: Tensor | None = None,
+        noise: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        tables: FillTables | None = None,
+    ) -> "Start":
+        """A start from `latents`; the arguments of `State.begin`."""
+        tables = fill_tables(table, config) if tables is None else tables
+        device, batch = latents.device, latents.shape[0]
+        x = latents.reshape(batch, latents.shape[1:].numel()).float()
+        threshold = config.resolved().threshold
+        none = torch.zeros(batch, dtype=torch.float32, device=device)
+        inputs = Inputs(
+            none if guidance_scale is None else guidance_scale,
+            none + threshold,
+            torch.arange(batch, dtype=torch.int64, device=device) if seed is None else seed,
+            None if noise is None else noise.reshape(table.num_steps, *x.shape).contiguous(),
+        )
+        return cls(tables.to(device), x, inputs, guidance_scale is not None, dtype)
+
+    @property
+    def batch(self) -> int:
+        return len(self.latents)
+
+    @property
+    def rows(self) -> int:
+        """M, rows of the network."""
+        return 2 * self.batch if self.guided else self.batch
+
+    def signature(self) -> tuple[Any, ...]:
+        """What a `State` fixes: a start of the same signature can be taken in by it."""
+        noisy = self.inputs.noise is not None
+        return self.latents.shape, self.latents.device, self.guided, noisy, self.dtype, self.tables
