@@ -36,6 +36,8 @@ struct Row {
   float input_scale, timestep;  // of the step after this one
   float u, w, ps, qs;
   const float* C;
+
+  AK_HD float first() const { return C[0]; }
 };
 
 constexpr int64_t kOutputs = 3;  // raw outputs kept
@@ -53,25 +55,26 @@ AK_HD Row row_at(const float* rows, int64_t width, int64_t step) {
   return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r + kRowScalars};
 }
 
-// V is float, or a vector of them where a compiler has such a type.
+// V is float, or a vector of them where a compiler has such a type; R a Row, or its numbers nearer
+// by.
 template <typename V>
 AK_HD V guide(V unconditional, V conditional, float guidance_scale) {
   return unconditional + guidance_scale * (conditional - unconditional);
 }
 
-template <typename V>
-AK_HD V keep(const Row& row, V x, V m) {
+template <typename R, typename V>
+AK_HD V keep(const R& row, V x, V m) {
   return row.p * x + row.q * m;
 }
 
-template <typename V>
-AK_HD V kept_output(const Row& row, V x, V m) {
+template <typename R, typename V>
+AK_HD V kept_output(const R& row, V x, V m) {
   return row.u * x + row.w * m;
 }
 
-template <typename V>
-AK_HD V update(const Row& row, V x, V h) {
-  return row.A * x + row.C[0] * h;
+template <typename R, typename V>
+AK_HD V update(const R& row, V x, V h) {
+  return row.A * x + row.first() * h;
 }
 
 // Of two outputs, as the linear fill has it.
@@ -81,14 +84,14 @@ AK_HD V fill(const Weights& w, V e0, V e1) {
 }
 
 // h of a skipped step.
-template <typename V>
-AK_HD V keep_filled(const Row& row, V x, V fill) {
+template <typename R, typename V>
+AK_HD V keep_filled(const R& row, V x, V fill) {
   return row.ps * x + row.qs * fill;
 }
 
 // What a refresh adds to h, with two outputs before it.
-template <typename V>
-AK_HD V repair(const Row& row, const Weights& w, V e, V e0, V e1) {
+template <typename R, typename V>
+AK_HD V repair(const R& row, const Weights& w, V e, V e0, V e1) {
   return row.qs * (w.r[0] * e + w.r[1] * e0 + w.r[2] * e1);
 }
 

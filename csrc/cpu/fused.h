@@ -51,11 +51,22 @@ AK_HD void store(Vec value, BFloat16* to) {
 AK_HD float absolute(float value) { return std::fabs(value); }
 AK_HD Vec absolute(Vec value) { return (Vec)((VecBits)value & 0x7fffffffu); }
 
-// A row's numbers where no store of the loop can reach them.
+// A row's numbers by value: no store of a loop can reach them, so that they stay in registers.
 struct Near {
-  explicit AK_HD Near(const Row& from) : C(from.C[0]), row(from) { row.C = &C; }
-  float C;
-  Row row;
+  explicit AK_HD Near(const Row& row)
+      : p(row.p),
+        q(row.q),
+        A(row.A),
+        C(row.C[0]),
+        input_scale(row.input_scale),
+        u(row.u),
+        w(row.w),
+        ps(row.ps),
+        qs(row.qs) {}
+
+  AK_HD float first() const { return C; }
+
+  float p, q, A, C, input_scale, u, w, ps, qs;
 };
 
 // What the criterion adds up.
@@ -84,7 +95,7 @@ AK_HD Streams shifted(const Streams& s, int64_t by) {
 
 // The elements from i on that fit V; their terms are added to the sums.
 template <SumsOf kSums, bool kGuided, typename V, typename T>
-AK_HD void fused_at(const Row& row, int64_t i, const Network<T>& net, const Streams& s, V* third,
+AK_HD void fused_at(const Near& row, int64_t i, const Network<T>& net, const Streams& s, V* third,
                     V* first) {
   const V x = load_as<V>(s.x + i);
   V m = load_as<V>(net.m + i);
@@ -104,15 +115,15 @@ AK_HD void fused_at(const Row& row, int64_t i, const Network<T>& net, const Stre
 template <SumsOf kSums, bool kGuided, typename T>
 AK_HD void fused(const Row& from, int64_t n, const Network<T>& net, const Streams& s,
                  Lanes* lanes) {
-  const Near near(from);
+  const Near row(from);
   const int64_t whole = n / kLanes * kLanes;
   Vec third = lanes->third, first = lanes->first;
   for (int64_t i = 0; i < whole; i += kLanes)
-    fused_at<kSums, kGuided>(near.row, i, net, s, &third, &first);
+    fused_at<kSums, kGuided>(row, i, net, s, &third, &first);
   // At most one more element per lane; kept apart so that the sums above stay in registers.
   float last_third[kLanes] = {}, last_first[kLanes] = {};
   for (int64_t i = whole; i < n; ++i)
-    fused_at<kSums, kGuided>(near.row, i, net, s, &last_third[i - whole], &last_first[i - whole]);
+    fused_at<kSums, kGuided>(row, i, net, s, &last_third[i - whole], &last_first[i - whole]);
   *lanes = {third + load_as<Vec>(last_third), first + load_as<Vec>(last_first)};
 }
 

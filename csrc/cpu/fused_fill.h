@@ -20,7 +20,7 @@ struct FillLatents {
 
 // The elements from i on that fit V; their terms of the defect are added to the sum.
 template <bool kFresh, bool kMeasure, bool kRepair, bool kGuided, typename V, typename T>
-AK_HD void fused_fill_at(const Row& row, const Weights& w, int64_t i, const Network<T>& net,
+AK_HD void fused_fill_at(const Near& row, const Weights& w, int64_t i, const Network<T>& net,
                          const FillLatents& latents, const FillStreams& out, V* sum) {
   const V x = load_as<V>(latents.x + i);
   const V e0 = load_as<V>(out.e0 + i), e1 = load_as<V>(out.e1 + i);
@@ -48,15 +48,15 @@ AK_HD void fused_fill_at(const Row& row, const Weights& w, int64_t i, const Netw
 template <bool kFresh, bool kMeasure, bool kRepair, bool kGuided, typename T>
 AK_HD void fused_fill(const Row& from, const Weights& weights, int64_t n, const Network<T>& net,
                       const FillLatents& latents, const FillStreams& out, Vec* lanes) {
-  const Near near(from);
+  const Near row(from);
   const Weights w = weights;
   const int64_t whole = n / kLanes * kLanes;
   Vec sum = *lanes;
   for (int64_t i = 0; i < whole; i += kLanes)
-    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(near.row, w, i, net, latents, out, &sum);
+    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(row, w, i, net, latents, out, &sum);
   float last[kLanes] = {};
   for (int64_t i = whole; i < n; ++i)
-    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(near.row, w, i, net, latents, out,
+    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(row, w, i, net, latents, out,
                                                       &last[i - whole]);
   *lanes = sum + load_as<Vec>(last);
 }
