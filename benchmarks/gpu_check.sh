@@ -4,9 +4,9 @@
 #   benchmarks/gpu_check.sh [--only PARTS] [--out DIR] [--python PROGRAM] [--commit ID]
 #                           [--seconds N] [--skip-build]
 #
-# Needs torch 2.11 or newer, its nvcc, pytest and pytest-benchmark; no network. The parts, in their
-# order: build (in place, for this GPU alone), tests (the GPU tests, side by side where pytest-xdist
-# is), loop (whole samplings, full-size U-Nets where diffusers is), benchmarks (of the kernels),
+# Needs torch 2.11 or newer, its nvcc, pytest, pytest-benchmark and hypothesis; no network. The
+# parts, in their order: build (in place, for this GPU alone), tests (the GPU tests, side by side
+# where pytest-xdist is), loop (whole samplings, full-size U-Nets where diffusers is), benchmarks (of the kernels),
 # memcheck, racecheck, initcheck (where compute-sanitizer is). Cases of a part come by what is asked
 # of them, and those that time does not reach are named, as are parts that are skipped. A part that
 # fails or runs out of time does not end the check. DIR (default: $OUT, else bench/gpu) gets a log of
@@ -164,12 +164,12 @@ parts+=("library:$?:0")
 
 has() { "$python" -c "import $1" 2> /dev/null; }
 
-if asked tests; then
-  # The files that hold tests for a GPU; others need packages that may be missing. conftest.py needs
-  # hypothesis, and only skips what cannot run here.
-  files=$(grep -rl --include='test_*.py' 'pytest\.mark\.gpu' tests)
+if asked tests && ! has hypothesis; then
+  skip tests "hypothesis is not here"
+elif asked tests; then
+  # The files that hold tests for a GPU; others need packages that may be missing.
+  files=$(grep -rlE --include='test_*.py' 'pytest\.mark\.gpu|support\.implementations' tests)
   options=
-  has hypothesis || options=--noconftest
   # Most of their time is the host's; every process has a context of its own on the GPU.
   cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
   ! has xdist || options="$options -n $((cores < 12 ? cores : 12))"

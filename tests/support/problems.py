@@ -173,6 +173,15 @@ def ruled(state, **changed):
     return state
 
 
+def put(state, name, value):
+    """The state, with another tensor in a field, of its tables too."""
+    if fields.FIELD[name].part == fields.TABLE:
+        state.tables = dataclasses.replace(state.tables, **{name: value})
+    else:
+        setattr(state, name, value)
+    return state
+
+
 def pick(state, b):
     """A state of sample b alone, on tables of the same values."""
     picked, batch = state.clone(), state.latents.shape[1]
@@ -206,9 +215,7 @@ def fence(state, shift=0):
         value = getattr(state, field.name)
         if not field.written or value is None:
             continue
-        # A workspace is zeros around, too: it may be larger than needed.
-        fill = 0 if field.name == "workspace" else 77
-        whole = torch.full((value.numel() + 2 * room,), fill, device=value.device).to(value.dtype)
+        whole = torch.full((value.numel() + 2 * room,), 77, device=value.device).to(value.dtype)
         inside = whole[room : room + value.numel()].view(value.shape)
         inside.copy_(value)
         setattr(state, field.name, inside)
