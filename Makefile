@@ -38,10 +38,11 @@ docs: $(VENV)/installed
 old-torch: $(VENV)/installed $(OLD_VENV)/installed
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest \
 		tests/ops/test_step.py tests/ops/test_noise.py tests/ops/test_convert.py \
-		tests/ops/test_old_torch.py
+		tests/ops/test_old_torch.py tests/ops/test_compile.py
+	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/ops/test_contract.py \
+		-k "C++ or ((emulated or interpreted) and (batch or noise or tie))"
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/ops/cuda/test_kernels.py \
-		tests/ops/triton \
-		-k "condition or one_launch or batch or elements or compiles"
+		tests/ops/triton -k "condition or one_launch or compiles"
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/executors/test_executors.py \
 		tests/executors/test_guard.py
 

@@ -125,14 +125,8 @@ class State:
         Args:
             model_output: read in place of the buffer.
         """
-        own = ops.Arguments(
-            **vars(self.buffers),
-            **vars(self.inputs),
-            rows=self.tables.rows,
-            weights=self.tables.weights,
-            rule_table=self.tables.rule_table,
-            **self.rule._asdict(),
-        )
+        tensors = [getattr(getattr(self, field.part), field.name) for field in fields.FIELDS]
+        own = ops.Arguments(*tensors, *self.rule)
         return own if model_output is None else own._replace(model_output=model_output)
 
     def step(

@@ -91,7 +91,7 @@ def test_one_launch_and_no_synchronisation():
     run(sampler, model, x)
     built = sampler.prepared().built["graph"]
     quiet = type("Bar", (), {"disable": True})()
-    built.network.state.load(sampler.begin(model, x))
+    built.network.state.reset(sampler.start(model, x))
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
