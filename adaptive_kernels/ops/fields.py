@@ -166,12 +166,13 @@ def tensors(arguments: Arguments) -> Iterator[tuple[Field, Tensor]]:
 
 
 def document() -> str:
-    """A line for each tensor."""
-    lines = []
+    """The tensors as a table in Markdown."""
+    lines = ["| argument | | what it is |", "|---|---|---|"]
     for field in FIELDS:
         shape = ", ".join(map(str, field.shape))
-        dtypes = dtype_names(field.dtypes) + (", written" if field.written else "")
-        lines.append(f"{field.name}: [{shape}] {dtypes}: {field.text}")
+        facts = [f"[{shape}] {dtype_names(field.dtypes)}"]
+        facts += ["written"] * field.written + ["may be None"] * field.optional
+        lines.append(f"| `{field.name}` | {', '.join(facts)} | {field.text} |")
     return "\n".join(lines)
 
 

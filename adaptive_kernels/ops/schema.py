@@ -15,8 +15,8 @@ last three of those before the step, newest first, and with the step's weights (
     defect          rms(e - f_0 E_0 - f_1 E_1 - f_2 E_2) * spread, at a refresh
 
 A sample with run = 0 waits for the network; with `fresh` its model output has just been written
-and is taken. What each tensor is, with shape and dtype, is the table of `ops.fields`, printed by
-`ops.fields.document()`. After the tensors come
+and is taken. What each tensor is, with shape and dtype, is the table of `ops.fields`
+(docs/ops.md). After the tensors come
 
     criterion, max_skip, warmup, stages, batch_wide: `AdaptiveConfig.rule`; under `plan`, max_skip
         is at least its longest run of skipped steps; batch_wide: one decision from the sums over
@@ -26,8 +26,8 @@ and is taken. What each tensor is, with shape and dtype, is the table of `ops.fi
         some sample has steps to go, then 0. CUDA alone.
 
 Raises: RuntimeError naming the argument (shape, dtype, device, contiguity, shared memory). Values
-    lie on the device: only the CPU's op raises for negative counters or refreshes that lie ahead (a
-    GPU leaves such a sample alone) and for samples at different steps that decide together
+    lie on the device: only the CPU's op raises for negative counters or refreshes that lie ahead (the
+    others leave such a sample alone) and for samples at different steps that decide together
     (undefined on a GPU).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 

@@ -70,7 +70,11 @@ class State:
         return state
 
     def reset(self, start: Start) -> None:
-        """Takes another start of the same signature in, whatever stood in the buffers."""
+        """Takes another start in, whatever stood in the buffers; nothing is allocated.
+
+        Raises: ValueError naming what does not fit this state; then it is as it was.
+        """
+        self._expect(start, self.latents.shape[1])
         self._admit(slice(None), start)
 
     def admit(self, slot: int, start: Start) -> None:
@@ -81,25 +85,34 @@ class State:
         Args:
             slot: 0 .. B - 1. start: of one sample, and else of the signature of this state's own.
 
-        Raises: IndexError, ValueError naming what does not fit.
+        Raises: IndexError, ValueError naming what does not fit; then the state is as it was.
         """
         batch = self.latents.shape[1]
         if not 0 <= slot < batch:
             raise IndexError(f"slot must be 0 to {batch - 1}, got {slot}")
-        if start.batch != 1:
-            raise ValueError(f"start must be of 1 sample, got {start.batch}")
+        self._expect(start, 1)
+        self._admit(slice(slot, slot + 1), start)
+
+    def _expect(self, start: Start, samples: int) -> None:
+        """Raises unless a start of so many samples can be taken in."""
+        _, batch, elements = self.latents.shape
         for name, own, came in (
-            ("elements", self.latents.shape[2], start.latents.shape[1]),
+            ("shape of latents", (samples, elements), tuple(start.latents.shape)),
             ("device", self.latents.device, start.latents.device),
-            ("rows of the network", len(self.model_input), start.rows * batch),
+            ("rows of the network", len(self.model_input), batch * (2 if start.guided else 1)),
             ("dtype", self.model_input.dtype, start.dtype),
-            ("step noise", self.noise is not None, start.inputs.noise is not None),
         ):
             if own != came:
                 raise ValueError(f"start must have the state's {name} ({own}), got {came}")
+        sizes = {"T": len(self.rows), "B": samples, "N": elements}
+        for name, value in vars(start.inputs).items():
+            shape = tuple(sizes[size] for size in fields.FIELD[name].shape)
+            wanted = None if getattr(self.inputs, name) is None else shape
+            got = None if value is None else tuple(value.shape)
+            if wanted != got:
+                raise ValueError(f"start.inputs.{name} must have shape {wanted}, got {got}")
         if start.tables is not self.tables:
             raise ValueError("start must have the state's own tables (State.tables), got others")
-        self._admit(slice(slot, slot + 1), start)
 
     def _admit(self, samples: slice, start: Start) -> None:
         own = vars(self.inputs)

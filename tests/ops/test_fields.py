@@ -103,9 +103,9 @@ def test_the_criteria_are_those_of_cpp(facts):
 
 
 def test_every_field_is_documented_and_has_a_part():
-    text = fields.document()
+    assert fields.document() in (HERE.parents[1] / "docs/ops.md").read_text()
     for field in fields.FIELDS:
-        assert f"\n{field.name}: [" in f"\n{text}" and field.text.endswith(".")
+        assert field.text.endswith(".")
         assert field.part in State.__dataclass_fields__
     state = problems.ready("defect", guided=True)
     for field in fields.FIELDS:

@@ -1,0 +1,113 @@
+"""A state takes starts in, whole or sample by sample, and refuses what does not fit by name."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import adaptive_kernels as ak
+from adaptive_kernels.rules.fills import fill_tables
+from adaptive_kernels.sampling.start import Start
+from adaptive_kernels.sampling.state import State
+from tests.support import problems
+from tests.support.networks import Network
+
+STEPS = 10
+
+
+def sampler(**options):
+    return ak.AdaptiveSampler(
+        problems.ddim(STEPS), config=ak.AdaptiveConfig(0.03, 4, "defect"), **options
+    )
+
+
+def noise(batch=3, seed=0):
+    return torch.randn(batch, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def finish(state, shape=(2, 4, 4)):
+    model = Network()
+    while bool((state.index < STEPS).any()):
+        x = state.model_input.view(-1, *shape)
+        state.model_output.copy_(model(x, state.timestep).flatten(1))
+        state.advance()
+    return state
+
+
+def test_a_state_that_takes_another_start_in_samples_as_a_new_one():
+    one = sampler()
+    starts = [one.start(Network(), noise(seed=seed), seed=seed) for seed in (0, 1)]
+    used = finish(State.of(starts[0]))
+    for name in ("latents", "outputs", "history", "model_output"):
+        getattr(used, name).fill_(torch.nan)
+    held = [value.data_ptr() for value in problems.tensors(used).values()]
+    used.reset(starts[1])
+    assert held == [value.data_ptr() for value in problems.tensors(used).values()]
+    problems.assert_same(finish(used), finish(State.of(starts[1])))
+
+
+def test_tables_are_shared_between_samplings_and_inputs_are_not():
+    one = sampler(guidance_scale=torch.tensor([2.0, 3.0, 4.0]))
+    first, second = (one.begin(Network(), noise()) for _ in range(2))
+    assert first.tables is second.tables
+    for name in ("guidance_scale", "threshold", "seed"):
+        assert getattr(first, name).data_ptr() != getattr(second, name).data_ptr()
+    first.guidance_scale.zero_()
+    first.threshold.zero_()
+    again = one.begin(Network(), noise())
+    assert torch.equal(again.guidance_scale, torch.tensor([2.0, 3.0, 4.0]))
+    assert again.threshold.tolist() == pytest.approx([0.03] * 3)
+
+
+def changed(start, **inputs):
+    return dataclasses.replace(start, inputs=dataclasses.replace(start.inputs, **inputs))
+
+
+OTHERS = {
+    r"shape of latents \(\(1, 32\)\), got \(2, 32\)": lambda s, one: one.start(Network(), noise(2)),
+    r"shape of latents \(\(1, 32\)\), got \(1, 16\)": lambda s, one: one.start(
+        Network(), noise(1)[:, :1]
+    ),
+    r"rows of the network \(3\), got 6": lambda s, one: dataclasses.replace(s, guided=True),
+    r"dtype \(torch.float32\), got torch.bfloat16": lambda s, one: dataclasses.replace(
+        s, dtype=torch.bfloat16
+    ),
+    r"inputs.noise must have shape None, got \(10, 1, 32\)": lambda s, one: changed(
+        s, noise=torch.zeros(STEPS, 1, 32)
+    ),
+    r"inputs.threshold must have shape \(1,\), got \(3,\)": lambda s, one: changed(
+        s, threshold=torch.zeros(3)
+    ),
+    r"the state's own tables": lambda s, one: dataclasses.replace(
+        s, tables=fill_tables(one.table, one.config)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_a_start_that_does_not_fit_is_refused_and_nothing_is_written(message):
+    one = sampler()
+    state = one.begin(Network(), noise())
+    state.advance(torch.ones(3, 32))
+    start = OTHERS[message](one.start(Network(), noise(1, seed=5)), one)
+    before = state.clone()
+    with pytest.raises(ValueError, match=message):
+        state.admit(1, start)
+    problems.assert_same(state, before)
+    with pytest.raises(ValueError, match="start"):
+        state.reset(start)
+    problems.assert_same(state, before)
+
+
+@pytest.mark.parametrize("slot", [-1, 3])
+def test_a_slot_that_is_not_there_is_refused(slot):
+    one = sampler()
+    state = one.begin(Network(), noise())
+    with pytest.raises(IndexError, match=f"slot must be 0 to 2, got {slot}"):
+        state.admit(slot, one.start(Network(), noise(1)))
+
+
+def test_a_start_is_made_without_buffers():
+    start = Start.of(problems.ddim(STEPS), noise(), ak.AdaptiveConfig.recommended())
+    assert start.batch == start.rows == 3 and start.signature()[0] == (3, 32)
+    assert State.of(start).nfe.tolist() == [0, 0, 0]
