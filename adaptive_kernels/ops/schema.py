@@ -26,8 +26,8 @@ and is taken. What each tensor is, with shape and dtype, is the table of `ops.fi
         some sample has steps to go, then 0. CUDA alone.
 
 Raises: RuntimeError naming the argument (shape, dtype, device, contiguity, shared memory). Values
-    lie on the device: only the CPU's op raises for negative counters or refreshes that lie ahead (the
-    others leave such a sample alone) and for samples at different steps that decide together
+    lie on the device: only the CPU's op raises for negative counters or refreshes that lie ahead
+    (the others leave such a sample alone) and for samples at different steps that decide together
     (undefined on a GPU).
 Source: design of AdaptiveDiffusion, arXiv 2410.09873, section 3.
 

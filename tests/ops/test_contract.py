@@ -19,6 +19,7 @@ from tests.support.agreement import (
     ANY_STEP,
     DTYPES,
     RULES,
+    any_state,
     assert_nan_stays_in_its_sample,
     assert_sampling_agrees,
     assert_step_agrees,
@@ -41,14 +42,14 @@ def counters(state):
     return words[:, [0, 1, 3, 4]].cpu()
 
 
-def sampled(states, seed=0, verb="advance"):
+def sampled(states, seed=0):
     """Samples states to the end, side by side on the same outputs; yields after every tick."""
     first, tick = states[0], 0
     while bool((first.index < len(first.rows)).any()):
         output = problems.outputs(first, tick, seed)
         for state in states:
             state.model_output.copy_(output)
-            getattr(state, verb)() if verb == "advance" else state.step(True)
+            state.advance()
         tick += 1
         yield tick
 
@@ -58,22 +59,8 @@ def sampled(states, seed=0, verb="advance"):
     lambda one: ANY_STEP | {"elements": st.sampled_from(one.sizes), "batch": st.integers(1, 3)},
     [one for one in ALL if one is not REFERENCE],
 )
-def test_step_equals_reference(
-    implementation,
-    rule,
-    dtype,
-    guided,
-    history,
-    stages,
-    stochastic,
-    batch,
-    elements,
-    granularity,
-    seed,
-):
-    table = problems.table(6 if stages == 1 else 9, history, stages, stochastic, seed)
-    config = problems.config(rule, table, 0.4, granularity=granularity, seed=seed)
-    state = implementation.begun(table, batch, elements, config, guided, dtype, seed)
+def test_step_equals_reference(implementation, seed, **drawn):
+    state = implementation.state(any_state(7, 0.4, seed=seed, **drawn))
     assert_sampling_agrees(state, seed)
     assert not counters(state).any()
 
@@ -109,26 +96,11 @@ def test_samples_at_different_steps(implementation, rule, batch, elements, histo
         "seed": st.integers(0, 10**6),
     },
 )
-def test_advance_is_step_repeated(
-    implementation,
-    rule,
-    threshold,
-    max_skip,
-    stages,
-    history,
-    stochastic,
-    guided,
-    dtype,
-    batch,
-    elements,
-    granularity,
-    seed,
-):
-    table = problems.table(11, history, stages, stochastic, seed)
-    config = problems.config(rule, table, threshold, max_skip, granularity, seed)
-    one = implementation.begun(table, batch, elements, config, guided, dtype, seed)
+def test_advance_is_step_repeated(implementation, seed, **drawn):
+    begun = any_state(11, seed=seed, **drawn)
+    one = implementation.state(begun)
     many = one.clone()
-    for tick in range(table.num_steps):
+    for tick in range(len(begun.rows)):
         output = problems.outputs(one, tick, seed)
         for state in (one, many):
             state.model_output.copy_(output)
@@ -138,7 +110,7 @@ def test_advance_is_step_repeated(
             many.step(False)
         assert_same(one, many, what=tick)
         assert not counters(one).any()
-    assert bool((one.index == table.num_steps).all())
+    assert bool((one.index == len(begun.rows)).all())
     assert torch.equal(one.nfe, one.refreshed.sum(0).int())
 
 
@@ -154,24 +126,9 @@ def test_advance_is_step_repeated(
     ),
     KERNELS,
 )
-def test_elements_have_the_bits_of_the_cpu(
-    implementation,
-    rule,
-    dtype,
-    guided,
-    history,
-    stages,
-    stochastic,
-    batch,
-    elements,
-    granularity,
-    max_skip,
-    seed,
-):
-    """The whole of a sampling, noise included; norms and scores agree to rounding."""
-    table = problems.table(13, history, stages, stochastic, seed)
-    config = problems.config(rule, table, 0.6, max_skip, granularity, seed)
-    cpu = problems.state(table, batch, elements, config, guided, dtype, seed)
+def test_elements_have_the_bits_of_the_cpu(implementation, seed, **drawn):
+    """The whole of a sampling, noise included; measures and scores agree to rounding."""
+    cpu = any_state(13, 0.6, seed=seed, **drawn)
     state = implementation.state(cpu)
     for _ in sampled([cpu, state], seed):
         if bool(((cpu.score - 1).abs() < 1e-3).any()):

@@ -36,6 +36,28 @@ ANY_MIDWAY = {
 }
 
 
+def any_state(
+    steps,
+    threshold,
+    *,
+    rule,
+    dtype,
+    guided,
+    history,
+    stages,
+    stochastic,
+    batch,
+    elements,
+    granularity,
+    seed,
+    max_skip=3,
+):
+    """A state at its start, of what was drawn."""
+    table = problems.table(steps, history, stages, stochastic, seed)
+    config = problems.config(rule, table, threshold, max_skip, granularity, seed)
+    return problems.state(table, batch, elements, config, guided, dtype, seed)
+
+
 def midway(rule, batch, elements, history, seed):
     """A state with samples at other steps and runs, finished ones among them."""
     table = problems.table(11, history, seed=seed)
