@@ -21,7 +21,7 @@ class Job:
 
 def eager(job: Job, bar: Any) -> State:
     """The plain loop, on any device; reads the samples' steps once per tick."""
-    state, network = State.of(job.start), job.network
+    state, network = State.of(job.start, shared=True), job.network
     steps, batch = len(state.rows), state.latents.shape[1]
     tick = 0
     while len(unfinished := (state.index < steps).nonzero()[:, 0]):

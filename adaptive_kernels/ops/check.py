@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..rules import criteria
 from ..solvers.scheduler import MAX_HISTORY
 from .fields import (
+    FIELDS,
     SCALARS,
     SUMS,
     WEIGHTS,
@@ -39,6 +40,9 @@ def check(a: Arguments, condition: int | None) -> Sizes:
     """
     if condition is not None:
         raise RuntimeError("condition needs the CUDA library")
+    for field, value in zip(FIELDS, a, strict=False):
+        if value is None and not field.optional:
+            raise RuntimeError(f"{field.name} must be a tensor, got None")
     if reason := _wrong_rule(a) or _wrong_size(a):
         raise RuntimeError(reason)
     sizes = Sizes(

@@ -48,6 +48,9 @@ class FillTables:
     timestep: Tensor  # [1] float32 or int64: t_0
     _elsewhere: dict = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_elsewhere": {}}
+
     def to(self, device: torch.device) -> "FillTables":
         """The same on a device, made once for each."""
         if self.rows.device == device:

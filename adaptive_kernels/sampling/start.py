@@ -13,7 +13,7 @@ from ..solvers.table import SolverTable
 
 @dataclass
 class Inputs:
-    """What the ops read of a sampling besides its tables; nothing writes to it."""
+    """What the ops read of a sampling besides its tables."""
 
     guidance_scale: Tensor  # [B] float32
     threshold: Tensor  # [B] float32
@@ -24,6 +24,8 @@ class Inputs:
 @dataclass(frozen=True, eq=False)
 class Start:
     """B samples before their first step; a `State` is made of one, or takes it in.
+
+    Tensors stay the caller's until then: what is written into them meanwhile counts.
 
     tables: of the latents' device. latents: [B, N] float32, x_0. guided: whether the network has an
     unconditional half. dtype: of the network's input and output.
@@ -49,7 +51,16 @@ class Start:
         tables: FillTables | None = None,
     ) -> "Start":
         """A start from `latents`; the arguments of `State.begin`."""
-        tables = fill_tables(table, config) if tables is None else tables
+        for name, value in (("guidance_scale", guidance_scale), ("seed", seed), ("noise", noise)):
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if tables is None:
+            tables = fill_tables(table, config)
+        elif tables.rule != config.rule(table.stages):
+            raise ValueError(
+                f"tables must be fill_tables(table, config) of this config, {config}, got those of "
+                f"another, with {tables.rule}"
+            )
         device, batch = latents.device, latents.shape[0]
         x = latents.reshape(batch, latents.shape[1:].numel()).float()
         threshold = config.resolved().threshold

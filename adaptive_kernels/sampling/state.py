@@ -1,6 +1,6 @@
 """The state of a sampling: tables, inputs and buffers, and the ops on them."""
 
-import dataclasses
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,8 @@ from ..rules.config import AdaptiveConfig
 from ..rules.criteria import Rule
 from ..rules.fills import FillTables
 from ..solvers.table import SolverTable
+from .buffers import Buffers, allocate, inputs_like
 from .start import Inputs, Start
-
-# What the ops work in: those of `ops.fields` that are neither tables nor inputs.
-Buffers = dataclasses.make_dataclass(
-    "Buffers", [(field.name, Tensor | None) for field in fields.FIELDS if field.part == "buffers"]
-)
 
 
 @dataclass(repr=False, eq=False)
@@ -46,7 +42,16 @@ class State:
 
     @classmethod
     def begin(
-        cls, table: SolverTable, latents: Tensor, config: AdaptiveConfig, **options: Any
+        cls,
+        table: SolverTable,
+        latents: Tensor,
+        config: AdaptiveConfig,
+        *,
+        guidance_scale: Tensor | None = None,
+        seed: Tensor | None = None,
+        noise: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        tables: FillTables | None = None,
     ) -> "State":
         """A state for sampling from `latents`, every sample waiting for the network at step 0.
 
@@ -58,24 +63,36 @@ class State:
             noise: [T, B, ...] float32 step noise in place of the seeds.
             dtype: of model_input and model_output: float32, float16 or bfloat16.
             tables: `fill_tables(table, config)` made before; None makes them.
+
+        Raises: TypeError, ValueError naming the argument.
         """
-        return cls.of(Start.of(table, latents, config, **options))
+        given = {"guidance_scale": guidance_scale, "seed": seed, "noise": noise}
+        return cls.of(Start.of(table, latents, config, **given, dtype=dtype, tables=tables))
 
     @classmethod
-    def of(cls, start: Start) -> "State":
-        """A state in buffers of its own that has taken a start in."""
-        state = cls(start.tables, _like(start.inputs), _buffers(start))
-        state.reset(start)
+    def of(cls, start: Start, shared: bool = False) -> "State":
+        """A state in buffers of its own, before the first step of a start.
+
+        Args:
+            shared: whether the inputs are the start's own tensors and no copies: for a state that
+                will take in no other start.
+        """
+        state = cls(start.tables, start.inputs if shared else inputs_like(start), allocate(start))
+        state._expect(start, start.batch)
+        if not shared:
+            state._take_inputs(slice(None), start)
+        state._stand_at_first(slice(None), start)
         warn_if_slow(start.latents.device.type)
         return state
 
     def reset(self, start: Start) -> None:
         """Takes another start in, whatever stood in the buffers; nothing is allocated.
 
-        Raises: ValueError naming what does not fit this state; then it is as it was.
+        Raises: TypeError, ValueError naming what does not fit; then the state is as it was.
         """
         self._expect(start, self.latents.shape[1])
-        self._admit(slice(None), start)
+        self._take_inputs(slice(None), start)
+        self._stand_at_first(slice(None), start)
 
     def admit(self, slot: int, start: Start) -> None:
         """Puts one sample into a slot, waiting at step 0; the other samples stay as they are.
@@ -83,18 +100,29 @@ class State:
         It goes on as it would in a sampling of its own: nothing that stood in the slot is read.
 
         Args:
-            slot: 0 .. B - 1. start: of one sample, and else of the signature of this state's own.
+            slot: 0 .. B - 1. start: of one sample, and else as this state's own was.
 
-        Raises: IndexError, ValueError naming what does not fit; then the state is as it was.
+        Raises: IndexError, TypeError, ValueError naming what does not fit; then the state is as it
+            was.
         """
         batch = self.latents.shape[1]
+        if isinstance(slot, bool) or not isinstance(slot, numbers.Integral):
+            raise TypeError(f"slot must be an int, got {slot!r}")
         if not 0 <= slot < batch:
             raise IndexError(f"slot must be 0 to {batch - 1}, got {slot}")
+        if self.rule.batch_wide and batch > 1:
+            raise ValueError(
+                "a sample can be put into a slot with granularity 'sample' alone: with 'batch' all "
+                "samples decide together, at one step"
+            )
         self._expect(start, 1)
-        self._admit(slice(slot, slot + 1), start)
+        self._take_inputs(slice(slot, slot + 1), start)
+        self._stand_at_first(slice(slot, slot + 1), start)
 
     def _expect(self, start: Start, samples: int) -> None:
         """Raises unless a start of so many samples can be taken in."""
+        if not isinstance(start, Start):
+            raise TypeError(f"start must be a Start, got {type(start).__name__}")
         _, batch, elements = self.latents.shape
         for name, own, came in (
             ("shape of latents", (samples, elements), tuple(start.latents.shape)),
@@ -106,21 +134,29 @@ class State:
                 raise ValueError(f"start must have the state's {name} ({own}), got {came}")
         sizes = {"T": len(self.rows), "B": samples, "N": elements}
         for name, value in vars(start.inputs).items():
-            shape = tuple(sizes[size] for size in fields.FIELD[name].shape)
+            field = fields.FIELD[name]
+            shape = tuple(sizes[size] for size in field.shape)
             wanted = None if getattr(self.inputs, name) is None else shape
             got = None if value is None else tuple(value.shape)
             if wanted != got:
-                raise ValueError(f"start.inputs.{name} must have shape {wanted}, got {got}")
+                raise ValueError(f"{name} must have shape {wanted}, got {got}")
+            if value is not None and value.dtype not in field.dtypes:
+                dtype = fields.dtype_names(field.dtypes)
+                raise ValueError(
+                    f"{name} must be {dtype}, got {fields.dtype_names((value.dtype,))}"
+                )
         if start.tables is not self.tables:
             raise ValueError("start must have the state's own tables (State.tables), got others")
 
-    def _admit(self, samples: slice, start: Start) -> None:
-        own = vars(self.inputs)
+    def _take_inputs(self, samples: slice, start: Start) -> None:
         for name, value in vars(start.inputs).items():
             if value is not None:
+                own = getattr(self.inputs, name)
                 # Of noise the samples are the second dimension.
-                target = own[name][:, samples] if name == "noise" else own[name][samples]
-                target.copy_(value)
+                (own[:, samples] if name == "noise" else own[samples]).copy_(value)
+
+    def _stand_at_first(self, samples: slice, start: Start) -> None:
+        """Samples wait for the network at step 0, from the latents of a start."""
         b, tables, (batch, elements) = self.buffers, self.tables, self.latents.shape[1:]
         b.latents[0, samples] = start.latents
         b.progress[:, samples] = 0
@@ -211,44 +247,6 @@ for _row, _name in enumerate(fields.PROGRESS):
     setattr(State, _name, _counter(_row))
 
 
-def _like(values: Inputs) -> Inputs:
-    """Inputs of the same shapes, contiguous, with nothing in them yet."""
-
-    def like(value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
-        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-    return Inputs(**{name: like(value) for name, value in vars(values).items()})
-
-
 def _copy(values: Any) -> Any:
     tensors = vars(values).items()
     return type(values)(**{name: None if v is None else v.clone() for name, v in tensors})
-
-
-def _buffers(start: Start) -> Buffers:
-    """Buffers for a start, with zeros in them."""
-    tables, (batch, elements) = start.tables, start.latents.shape
-    workspace = ops.workspace_shape(batch, elements)
-    sizes = {
-        "R": 3 * tables.rule.stages + 1,
-        "K - 1": tables.rows.shape[1] - fields.SCALARS - 1,
-        **{"T": len(tables.rows), "B": batch, "N": elements, "M": start.rows, "P": workspace[1]},
-    }
-    dtypes = {
-        **{"model_input": start.dtype, "model_output": start.dtype},
-        "timestep": tables.timestep.dtype,
-    }
-    without = {"workspace"} if start.latents.device.type == "cpu" else set()
-    if tables.weights is None:
-        without.add("outputs")
-    held = {}
-    for field in fields.FIELDS:
-        if field.part == "buffers":
-            shape = [sizes.get(size, size) for size in field.shape]
-            dtype = dtypes.get(field.name, field.dtypes[0])
-            held[field.name] = None
-            if field.name not in without:
-                held[field.name] = torch.zeros(shape, dtype=dtype, device=start.latents.device)
-    return Buffers(**held)

@@ -33,20 +33,15 @@ SOLVERS = (
 
 def moved(state: State, device: str) -> State:
     """The state on the device; what a sampling has not written yet is not written here either."""
-    for name, value in vars(state).items():
-        if not isinstance(value, torch.Tensor):
-            continue
-        if name in ("latents", "history", "outputs"):
-            there = torch.empty(value.shape, dtype=value.dtype, device=device)
-            if name == "latents":
-                there[0].copy_(value[0])
-        else:
-            there = value.to(device)
-        setattr(state, name, there)
+    there = problems.elsewhere(state, device)
+    for name in ("latents", "history", "outputs"):
+        if (value := getattr(state, name)) is not None:
+            setattr(there, name, torch.empty(value.shape, dtype=value.dtype, device=device))
+    there.latents[0].copy_(state.latents[0])
     if device != "cpu":
         shape = ops.workspace_shape(*state.latents.shape[1:])
-        state.workspace = torch.zeros(shape, dtype=torch.float64).to(device)
-    return state
+        there.workspace = torch.zeros(shape, dtype=torch.float64).to(device)
+    return there
 
 
 def sample(rule: str, granularity: str, elements: int, device: str, batch: int = BATCH) -> None:

@@ -18,6 +18,7 @@ from adaptive_kernels import SolverTable
 from adaptive_kernels.ops import reference
 from benchmarks.check import aims as gpu_aims
 from benchmarks.check import report as gpu_report
+from benchmarks.check import sanitize as gpu_sanitize
 from benchmarks.executors import overhead as gpu_overhead
 from benchmarks.ops.gpu import bench as gpu_bench
 from benchmarks.ops.gpu import cases as gpu_cases
@@ -25,6 +26,7 @@ from benchmarks.ops.gpu import expected as gpu_expected
 from benchmarks.ops.gpu import runners as gpu_runners
 from benchmarks.ops.gpu import scheduler as gpu_scheduler
 from benchmarks.support import clock as gpu_clock
+from tests.support import problems
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -781,3 +783,16 @@ def test_what_the_sanitizers_watch_runs():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 elements: done\n17 elements: done\n"
+
+
+@pytest.mark.parametrize("rule", ["third_order", "defect", "plan"])
+def test_the_sanitizers_watch_a_sampling_of_the_device(rule):
+    table = problems.table(6, 2)
+    state = problems.state(table, 2, 20, problems.config(rule, table), guided=True)
+    there = gpu_sanitize.moved(state, "meta")
+    assert all(tensor.is_meta for tensor in problems.tensors(there).values())
+    assert problems.tensors(there).keys() == problems.tensors(state).keys() | {"workspace"}
+    here = gpu_sanitize.moved(state, "cpu")
+    problems.assert_same(here, state)
+    for elements in (1, 17):
+        gpu_sanitize.sample(rule, "sample", elements, "cpu")

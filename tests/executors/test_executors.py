@@ -222,10 +222,10 @@ def test_out_of_memory_is_not_remembered(runtimes, monkeypatch):
     full = [True]
     made = fake_runtime.state.State.of
 
-    def of(start):
+    def of(start, **options):
         if full.pop() if full else False:
             raise torch.OutOfMemoryError("tried to allocate 7 GiB")
-        return made(start)
+        return made(start, **options)
 
     monkeypatch.setattr(fake_runtime.state.State, "of", of)
     result = run(sampler, model, noise())

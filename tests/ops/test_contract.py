@@ -1,6 +1,6 @@
 """What `step` and `advance` do, claimed of every implementation alike.
 
-The reference is the definition of correct, C++ the one whose bits the others have. What is true of
+The reference is the definition of correct, C++ the one whose bits the kernels have. What is true of
 one implementation alone is in the tests named after it.
 """
 
@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from adaptive_kernels import ops
@@ -17,8 +18,6 @@ from tests.support import problems
 from tests.support.agreement import (
     ANY_MIDWAY,
     ANY_STEP,
-    DTYPES,
-    RULES,
     any_state,
     assert_nan_stays_in_its_sample,
     assert_sampling_agrees,
@@ -26,20 +25,32 @@ from tests.support.agreement import (
     midway,
     still,
 )
-from tests.support.implementations import ALL, CPU, KERNELS, REFERENCE, claim, of_each
+from tests.support.emulation import emulated
+from tests.support.implementations import (
+    ALL,
+    CPU,
+    KERNELS,
+    REFERENCE,
+    assert_idle,
+    claim,
+    of_each,
+)
 from tests.support.problems import assert_same
 
-NAMES = [argument.name for argument in ops.step._schema.arguments]
 # Of a GPU's kernels and of the CPU, sums are added in another order.
 SUMS = ("measures", "score")
 
 
-def counters(state):
-    """What a workspace holds between launches, but for the number of the barrier's round."""
-    if state.workspace is None:
-        return torch.zeros(1)
-    words = state.workspace[:, 0].contiguous().view(torch.int32)
-    return words[:, [0, 1, 3, 4]].cpu()
+@pytest.fixture(autouse=True)
+def device():
+    """Every test begins on the same emulated device; claims go on to others."""
+    if emulated.loaded:
+        emulated.set_device(2, 2)
+
+
+def tolerance(rule):
+    """Of scores and measures: `released` compares differences of sums."""
+    return 1e-3 if "released" in rule else 1e-5
 
 
 def sampled(states, seed=0):
@@ -55,20 +66,20 @@ def sampled(states, seed=0):
 
 
 @claim(
-    60,
-    lambda one: ANY_STEP | {"elements": st.sampled_from(one.sizes), "batch": st.integers(1, 3)},
+    10,
+    lambda one: ANY_STEP | {"elements": st.sampled_from(one.sizes[::-1])},
     [one for one in ALL if one is not REFERENCE],
 )
 def test_step_equals_reference(implementation, seed, **drawn):
-    state = implementation.state(any_state(7, 0.4, seed=seed, **drawn))
+    state = implementation.state(any_state(6, 0.4, seed=seed, **drawn))
     assert_sampling_agrees(state, seed)
-    assert not counters(state).any()
+    assert_idle(implementation, state)
 
 
-@claim(60, lambda one: ANY_MIDWAY | {"batch": st.integers(1, 5)})
-def test_samples_at_different_steps(implementation, rule, batch, elements, history, seed, fresh):
+@claim(10, lambda one: ANY_MIDWAY | {"fresh": st.sampled_from([False, True])})
+def test_samples_at_different_steps(implementation, fresh, **drawn):
     """A batch in the middle of everything: other steps, runs, finished samples among them."""
-    before = midway(rule, batch, elements, history, seed)
+    before = midway(**drawn)
     state = implementation.state(before)
     assert_step_agrees(state, fresh)
     alone = still(before, fresh)
@@ -76,28 +87,37 @@ def test_samples_at_different_steps(implementation, rule, batch, elements, histo
         now, then = getattr(state, name).cpu()[:, alone], getattr(before, name)[:, alone]
         assert torch.equal(now.nan_to_num(7), then.nan_to_num(7)), name
     assert torch.equal(state.measures.cpu()[alone], before.measures[alone])
-    assert not counters(state).any()
+    assert_idle(implementation, state)
+
+
+@claim(10, lambda one: ANY_MIDWAY)
+def test_advance_from_the_middle_of_runs(implementation, **drawn):
+    """A run that goes on where a step left off may be as long as a whole one."""
+    one = implementation.state(midway(**drawn))
+    many = one.clone()
+    one.advance()
+    many.step(True)
+    for _ in range(6):
+        many.step(False)
+    assert_same(one, many)
+    assert_idle(implementation, one)
 
 
 @claim(
-    60,
-    lambda one: {
-        "rule": st.sampled_from(RULES),
-        "threshold": st.sampled_from([0.3, 1.0, 3.0]),
-        "max_skip": st.integers(1, 9),
-        "stages": st.sampled_from([1, 1, 2]),
-        "history": st.integers(1, 4),
-        "stochastic": st.booleans(),
-        "guided": st.booleans(),
-        "dtype": st.sampled_from(DTYPES),
-        "batch": st.integers(0, 3),
-        "elements": st.sampled_from([0, 33, *(size for size in one.sizes if size < 9000)]),
-        "granularity": st.sampled_from(["sample", "sample", "batch"]),
-        "seed": st.integers(0, 10**6),
-    },
+    10,
+    lambda one: (
+        ANY_STEP
+        | {
+            "threshold": st.sampled_from([3.0, 0.3, 1.0]),
+            "max_skip": st.integers(1, 9).map(lambda skips: 10 - skips),
+            "batch": st.sampled_from([2, 0, 3]),
+            "elements": st.sampled_from([*(s for s in one.sizes if s < 9000), 0, 33][::-1]),
+        }
+    ),
 )
 def test_advance_is_step_repeated(implementation, seed, **drawn):
-    begun = any_state(11, seed=seed, **drawn)
+    # As many whole steps as the guard of `released` needs to wake, and more.
+    begun = any_state(13, seed=seed, **drawn)
     one = implementation.state(begun)
     many = one.clone()
     for tick in range(len(begun.rows)):
@@ -109,31 +129,33 @@ def test_advance_is_step_repeated(implementation, seed, **drawn):
         while bool((many.run > 0).any()):
             many.step(False)
         assert_same(one, many, what=tick)
-        assert not counters(one).any()
+        assert_idle(implementation, one)
+        if bool((one.index == len(begun.rows)).all()):
+            break
     assert bool((one.index == len(begun.rows)).all())
     assert torch.equal(one.nfe, one.refreshed.sum(0).int())
 
 
 @claim(
-    24,
+    10,
     lambda one: (
         ANY_STEP
         | {
-            "elements": st.sampled_from([size for size in one.sizes if size < 9000]),
-            "batch": st.integers(1, 3),
+            "elements": st.sampled_from([s for s in one.sizes if s < 60000][::-1]),
             "max_skip": st.integers(1, 9),
         }
     ),
     KERNELS,
 )
-def test_elements_have_the_bits_of_the_cpu(implementation, seed, **drawn):
+def test_elements_have_the_bits_of_the_cpu(implementation, rule, seed, **drawn):
     """The whole of a sampling, noise included; measures and scores agree to rounding."""
-    cpu = any_state(13, 0.6, seed=seed, **drawn)
+    cpu = any_state(10, 0.6, rule=rule, seed=seed, **drawn)
     state = implementation.state(cpu)
     for _ in sampled([cpu, state], seed):
-        if bool(((cpu.score - 1).abs() < 1e-3).any()):
-            return  # a tie: either decision is right
-        assert_same(cpu, state, SUMS)
+        # A tie: either decision is right.
+        assume(not bool(((cpu.score - 1).abs() < 1e-3).any()))
+        assert_same(cpu, state, SUMS, rtol=tolerance(rule))
+    assert_idle(implementation, state)
 
 
 @of_each(KERNELS)
@@ -172,7 +194,7 @@ def test_noise_given_by_the_caller_is_what_is_added(implementation, elements):
 @of_each()
 @pytest.mark.parametrize("rule", ["third_order", "defect", "plan", "released"])
 def test_a_sample_does_not_depend_on_its_batch(implementation, rule):
-    for elements in (33, 4104):
+    for elements in (33, *([2056] if implementation.share < 0.5 else [4104, 40008])):
         table = problems.table(8, 3, stochastic=True)
         config = problems.config(rule, table, 0.5)
         together = implementation.begun(table, 3, elements, config, guided=True)
@@ -193,7 +215,9 @@ def test_nothing_outside_the_buffers_is_touched(implementation):
     """Every written buffer stands between sentinels in one allocation, off 16-byte boundaries."""
     table = problems.table(5, 3)
     config = problems.config("defect", table)
-    for elements, shift in ((1, 0), (7, 1), (8, 0), (1025, 1), (2056, 1)):
+    # Several tiles, chunks and pieces, where that does not take long.
+    large = [] if implementation.share < 0.5 else [(20480, 1), (16390, 0)]
+    for elements, shift in ((1, 0), (7, 1), (8, 0), (1025, 1), (2056, 1), *large):
         begun = problems.state(table, 2, elements, config, guided=True, dtype=torch.float16)
         plain, fenced = implementation.state(begun), implementation.state(begun)
         check = problems.fence(fenced, shift)
@@ -253,9 +277,14 @@ def test_counters_that_cannot_be(implementation, row):
 
 
 @of_each()
-@pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
-def test_a_tie_of_two_zeros_scores_one(implementation, rule):
-    """Latents that stay as they are, and outputs that the fill predicts to the bit."""
+@pytest.mark.parametrize(
+    ("rule", "skips"), [("third_order", False), ("released", True), ("defect", True)]
+)
+def test_a_tie_of_two_zeros(implementation, rule, skips):
+    """Latents that stay as they are, and outputs that the fill predicts to the bit: it scores 1,
+
+    and third_order, which skips below its limit, refreshes, where the others skip up to theirs.
+    """
     table = problems.table(8)
     begun = problems.state(table, 2, 20, problems.config(rule, table))
     begun.rows.zero_()
@@ -265,10 +294,11 @@ def test_a_tie_of_two_zeros_scores_one(implementation, rule):
     for _ in range(8):
         state.advance()
     assert bool(state.score.nan_to_num(1).eq(1).all())
-    assert not bool(state.score[-1].isnan().any())
+    assert not bool(state.score[4:].isnan().any())
+    assert bool(state.refreshed.all()) is not skips
 
 
-@of_each([one for one in ALL if one is not CPU])
+@of_each()
 @pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
 def test_samples_that_wait_have_no_part_in_a_common_decision(implementation, rule):
     table = problems.table(12)
@@ -312,15 +342,14 @@ def test_the_guard_of_released_wakes_late(implementation, max_skip):
 
 
 @claim(
-    16,
+    2,
     lambda one: {
-        "rule": st.sampled_from(RULES),
-        "guided": st.booleans(),
-        "noisy": st.booleans(),
-        "history": st.integers(1, 3),
-        "stages": st.sampled_from([1, 2]),
-        "slot": st.integers(0, 2),
-        "ticks": st.integers(0, 9),
+        "guided": st.sampled_from([True, False]),
+        "noisy": st.sampled_from([True, False]),
+        "history": st.sampled_from([3, 1, 2]),
+        "stages": st.sampled_from([2, 1]),
+        "slot": st.sampled_from([1, 0, 2]),
+        "ticks": st.integers(0, 9).map(lambda ticks: 9 - ticks),
         "seed": st.integers(0, 10**6),
     },
 )
@@ -437,3 +466,18 @@ def test_shared_memory_is_refused_in_the_words_of_the_cpu(implementation):
     # What is only read may be shared.
     own, _ = calls(implementation, lambda a: {"guidance_scale": a.threshold})
     implementation.load()[0](*own, True)
+
+
+def test_an_element_off_by_little_is_found(monkeypatch):
+    """The comparison with the reference fails where it should."""
+    state = problems.state(problems.table(6), 2, 40)
+    state.model_output.copy_(problems.outputs(state, 0))
+    step = type(state).step
+
+    def off(self, fresh):
+        step(self, fresh)
+        self.latents[1, 1, 7] += 1e-5
+
+    monkeypatch.setattr(type(state), "step", off)
+    with pytest.raises(AssertionError):
+        assert_step_agrees(state, True)

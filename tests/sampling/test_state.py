@@ -1,6 +1,7 @@
 """A state takes starts in, whole or sample by sample, and refuses what does not fit by name."""
 
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -72,10 +73,10 @@ OTHERS = {
     r"dtype \(torch.float32\), got torch.bfloat16": lambda s, one: dataclasses.replace(
         s, dtype=torch.bfloat16
     ),
-    r"inputs.noise must have shape None, got \(10, 1, 32\)": lambda s, one: changed(
+    r"noise must have shape None, got \(10, 1, 32\)": lambda s, one: changed(
         s, noise=torch.zeros(STEPS, 1, 32)
     ),
-    r"inputs.threshold must have shape \(1,\), got \(3,\)": lambda s, one: changed(
+    r"threshold must have shape \(1,\), got \(3,\)": lambda s, one: changed(
         s, threshold=torch.zeros(3)
     ),
     r"the state's own tables": lambda s, one: dataclasses.replace(
@@ -111,3 +112,80 @@ def test_a_start_is_made_without_buffers():
     start = Start.of(problems.ddim(STEPS), noise(), ak.AdaptiveConfig.recommended())
     assert start.batch == start.rows == 3 and start.signature()[0] == (3, 32)
     assert State.of(start).nfe.tolist() == [0, 0, 0]
+
+
+def test_a_state_is_pickled_and_goes_on():
+    state = sampler().begin(Network(), noise())
+    state.advance(torch.ones(3, 32))
+    again = pickle.loads(pickle.dumps(state))
+    problems.assert_same(finish(again), finish(state))
+    tables = state.tables.to(torch.device("meta"))
+    assert tables is state.tables.to(torch.device("meta")) and tables.rows.is_meta
+    # What was made for other devices stays where it is.
+    assert pickle.loads(pickle.dumps(state.tables))._elsewhere == {}
+
+
+@pytest.mark.parametrize(
+    ("slot", "error", "message"),
+    [
+        (True, TypeError, "slot must be an int, got True"),
+        (1.5, TypeError, r"slot must be an int, got 1\.5"),
+    ],
+)
+def test_a_slot_is_a_number(slot, error, message):
+    one = sampler()
+    state = one.begin(Network(), noise())
+    with pytest.raises(error, match=message):
+        state.admit(slot, one.start(Network(), noise(1)))
+
+
+def test_samples_that_decide_together_take_no_other_in():
+    config = ak.AdaptiveConfig(0.1, granularity="batch")
+    one = ak.AdaptiveSampler(problems.ddim(STEPS), config=config)
+    state = one.begin(Network(), noise())
+    with pytest.raises(ValueError, match="granularity 'sample' alone"):
+        state.admit(0, one.start(Network(), noise(1)))
+    with pytest.raises(TypeError, match="start must be a Start, got State"):
+        state.reset(state)
+
+
+def test_tables_of_another_config_are_refused():
+    table, config = problems.ddim(STEPS), ak.AdaptiveConfig(0.1)
+    tables = fill_tables(table, config)
+    ak.State.begin(table, noise(), ak.AdaptiveConfig(0.3), tables=tables)
+    for other in (ak.AdaptiveConfig(0.1, 2), ak.AdaptiveConfig(criterion="never")):
+        with pytest.raises(ValueError, match="tables must be fill_tables"):
+            ak.State.begin(table, noise(), other, tables=tables)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"guidance_scale": 2.0}, TypeError, "guidance_scale must be a tensor, got float"),
+        ({"seed": [1, 2, 3]}, TypeError, "seed must be a tensor, got list"),
+        (
+            {"guidance_scale": torch.tensor(2.0)},
+            ValueError,
+            r"guidance_scale must have shape \(3,\), got \(\)",
+        ),
+        ({"seed": torch.arange(3).int()}, ValueError, "seed must be int64, got int32"),
+        (
+            {"noise": torch.zeros(STEPS, 3, 32).double()},
+            ValueError,
+            "noise must be float32, got float64",
+        ),
+    ],
+)
+def test_what_is_given_to_a_state_is_checked_by_name(options, error, message):
+    with pytest.raises(error, match=message):
+        ak.State.begin(problems.ddim(STEPS), noise(), ak.AdaptiveConfig(), **options)
+
+
+def test_a_sampling_by_the_plain_loop_copies_no_step_noise():
+    """It is as large as all latents of the sampling together."""
+    given = torch.randn(STEPS, 3, 2, 4, 4)
+    one = sampler()
+    start = one.start(Network(), noise(), step_noise=given)
+    assert start.inputs.noise.data_ptr() == given.data_ptr()
+    assert State.of(start, shared=True).noise.data_ptr() == given.data_ptr()
+    assert State.of(start).noise.data_ptr() != given.data_ptr()

@@ -12,32 +12,30 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RULES = [*problems.REUSE, *problems.FILLED]
 
 
-# What a step may be asked; a test adds `elements`, and what its implementation can do.
+# What a step may be asked; a test adds the rule and `elements`. Hypothesis tries the first of each
+# first, all together: no simple case.
 ANY_STEP = {
-    "rule": st.sampled_from(RULES),
-    "dtype": st.sampled_from(DTYPES),
-    "guided": st.booleans(),
-    "history": st.integers(1, 4),
-    "stages": st.sampled_from([1, 1, 2]),
-    "stochastic": st.booleans(),
-    "batch": st.integers(1, 4),
-    "granularity": st.sampled_from(["sample", "sample", "batch"]),
+    "dtype": st.sampled_from(DTYPES[::-1]),
+    "guided": st.sampled_from([True, False]),
+    "history": st.sampled_from([3, 1, 2, 4, 5, 8]),
+    "stages": st.sampled_from([2, 1, 1]),
+    "noise": st.sampled_from(["given", "none", "seeds"]),
+    "batch": st.sampled_from([2, 1, 3]),
+    "granularity": st.sampled_from(["batch", "sample", "sample"]),
     "seed": st.integers(0, 10**6),
 }
 
-# A batch in the middle of a sampling; a test adds what its implementation can do.
+# A batch in the middle of a sampling; a test adds the rule.
 ANY_MIDWAY = {
-    "rule": st.sampled_from(RULES),
-    "batch": st.integers(1, 6),
-    "elements": st.integers(1, 300),
-    "history": st.integers(1, 3),
+    "batch": st.sampled_from([5, 1, 3]),
+    "elements": st.sampled_from([33, 1, 8, 300]),
+    "history": st.sampled_from([3, 1, 2]),
     "seed": st.integers(0, 10**6),
-    "fresh": st.booleans(),
 }
 
 
 def any_state(
-    steps,
+    whole,
     threshold,
     *,
     rule,
@@ -45,17 +43,22 @@ def any_state(
     guided,
     history,
     stages,
-    stochastic,
+    noise,
     batch,
     elements,
     granularity,
     seed,
     max_skip=3,
 ):
-    """A state at its start, of what was drawn."""
-    table = problems.table(steps, history, stages, stochastic, seed)
+    """A state at its start, of what was drawn; `whole` steps of the solver and half a one."""
+    steps = whole * stages + 1
+    table = problems.table(steps, history, stages, noise != "none", seed)
     config = problems.config(rule, table, threshold, max_skip, granularity, seed)
-    return problems.state(table, batch, elements, config, guided, dtype, seed)
+    given = None
+    if noise == "given":
+        generator = torch.Generator().manual_seed(seed)
+        given = torch.randn(steps, batch, elements, generator=generator)
+    return problems.state(table, batch, elements, config, guided, dtype, seed, noise=given)
 
 
 def midway(rule, batch, elements, history, seed):
@@ -104,10 +107,11 @@ def assert_sampling_agrees(state, seed):
         for fresh in (True, False):
             expected, bound = assert_step_agrees(state, fresh)
             got = problems.elsewhere(state)
+            right, few = expected.measures, state.latents.shape[2] < 16
             # Sums of differences d are off by what latents are: sum |e|, or 2 |d| e of squares.
-            right = expected.measures
-            size = bound.sum(1, keepdim=True) * (1 + right.sqrt())
-            wrong = (got.measures - right).abs() > atol + 1e-4 * right + 2 * size
+            # Those of few elements may cancel to little else.
+            size = few * 2 * bound.sum(1, keepdim=True) * (1 + right.sqrt())
+            wrong = (got.measures - right).abs() > atol + 1e-4 * right + size
             assert not bool(wrong.any()), (got.measures, right)
             assert torch.equal(got.measures.isnan(), right.isnan())
             assert torch.equal(got.score.isnan(), expected.score.isnan())

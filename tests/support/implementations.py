@@ -13,12 +13,13 @@ from adaptive_kernels.ops import reference
 from adaptive_kernels.ops.triton import launch as triton_kernels
 from adaptive_kernels.sampling.state import State
 from tests.support import problems
+from tests.support.agreement import RULES
 from tests.support.emulation import emulated
 
 # Whole and broken tiles of the CPU, programs of Triton, and pieces of CUDA, where a multiple of 8
 # elements is moved 16 bytes at a time.
 CPU_SIZES = [1, 3, 15, 16, 17, 1023, 1024, 1025, 16385]
-TRITON_SIZES = [1, 3, 17, 1025, 2049, 5000]
+TRITON_SIZES = [1, 5000, 3, 17, 1025, 2049]
 CUDA_SIZES = [8, 16, 2048, 2056, 4096, 8200, 14344, 1, 3, 17, 2049, 5001]
 # Multiprocessors, and blocks on each: from a device that holds one block to one that holds all;
 # shared memory for no piece of a run, for one or two, for all.
@@ -89,7 +90,7 @@ def _compiled():
 def _emulated():
     if not emulated.compiler():
         pytest.skip("needs a C++ compiler")
-    emulated.library()
+    emulated.set_device(2, 2)
     space = getattr(torch.ops, emulated.NAMESPACE)
     return space.step, space.advance
 
@@ -126,9 +127,9 @@ REFERENCE = Implementation(
 )
 CPU = Implementation("C++", _compiled, CPU_SIZES, kernels=False)
 EMULATED = Implementation("CUDA emulated", _emulated, CUDA_SIZES, share=1.5, vary=_any_device)
-INTERPRETED = Implementation("Triton interpreted", _interpreted, TRITON_SIZES, share=0.25)
+INTERPRETED = Implementation("Triton interpreted", _interpreted, TRITON_SIZES, share=0.2)
 GPU = {"device": "cuda", "marks": (pytest.mark.gpu,)}
-CUDA = Implementation("CUDA", lambda: (ops.step, ops.advance), CUDA_SIZES, **GPU)
+CUDA = Implementation("CUDA", lambda: (ops.step, ops.advance), [*CUDA_SIZES, 20480, 40008], **GPU)
 TRITON = Implementation("Triton", _triton, TRITON_SIZES, share=0.5, **GPU)
 ALL = (REFERENCE, CPU, EMULATED, INTERPRETED, CUDA, TRITON)
 KERNELS = tuple(one for one in ALL if one.kernels)
@@ -143,26 +144,36 @@ def of_each(implementations: Sequence[Implementation] = ALL):
 
 
 def claim(examples: int, strategies: Callable, implementations: Sequence[Implementation] = ALL):
-    """Makes ``body(implementation, **drawn)`` a test of each of them.
+    """Makes ``body(implementation, rule, seed, **drawn)`` a test of each of them with each rule.
 
     Args:
-        examples: how many; an implementation's share of them is drawn.
-        strategies: implementation -> {name: strategy}, with a "seed" among them.
+        examples: how many of a rule; an implementation's share of them is drawn, two at least.
+        strategies: implementation -> {name: strategy}.
     """
 
     def decorate(body: Callable) -> Callable:
-        def test(implementation):
+        def test(implementation, rule):
             implementation.begin()
 
             def run(**drawn):
                 implementation.vary(drawn["seed"])
-                body(implementation, **drawn)
+                body(implementation, rule=rule, **drawn)
 
             run.__name__ = run.__qualname__ = body.__name__
-            count = max(int(examples * implementation.share), 4)
+            count = max(round(examples * implementation.share), 2)
             settings(max_examples=count)(given(**strategies(implementation))(run))()
 
         test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
-        return of_each(implementations)(test)
+        return of_each(implementations)(pytest.mark.parametrize("rule", RULES)(test))
 
     return decorate
+
+
+def assert_idle(implementation: Implementation, state: State) -> None:
+    """Between launches: counters are back at zero, and no error waits for somebody else."""
+    if state.workspace is not None:
+        # All of a sample's words but the number of the barrier's round.
+        words = state.workspace[:, 0].contiguous().view(torch.int32)[:, [0, 1, 3, 4]]
+        assert not bool(words.any()), words
+    if implementation is EMULATED:
+        assert emulated.counters()["error"] == 0
