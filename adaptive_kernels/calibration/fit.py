@@ -10,7 +10,7 @@ the same in both runs and no prediction's task.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def fit(
     blank = Plan(table.name, timesteps, tuple(mask.tolist()), tuple(weights))
     state, network = begin(sampler, AdaptiveConfig(criterion="plan", plan=blank), samples)
     # The fit writes into them.
-    state.tables = replace(state.tables, weights=state.weights.clone())
+    state.weights = state.weights.clone()
     errors, outputs = [], torch.full_like(recording.outputs, torch.nan)
     for i in range(steps):
         x = state.current()

@@ -13,7 +13,10 @@ Buffers = dataclasses.make_dataclass(
     "Buffers",
     [(field.name, Tensor | None) for field in fields.FIELDS if field.part == "buffers"],
     namespace={"__module__": __name__},
+    frozen=True,
 )
+# What `State` writes where samples stand at their first step.
+AT_FIRST = {"progress", "measures", "refreshed", "score", "model_input", "timestep"}
 
 
 def inputs_like(start: Start) -> Inputs:
@@ -28,7 +31,7 @@ def inputs_like(start: Start) -> Inputs:
 
 
 def allocate(start: Start) -> Buffers:
-    """Buffers for a start, with zeros in them."""
+    """Buffers for a start: zeros, but for those that a first step is written into at once."""
     tables, (batch, elements) = start.tables, start.latents.shape
     workspace = fields.workspace_shape(batch, elements)
     sizes = {
@@ -50,5 +53,6 @@ def allocate(start: Start) -> Buffers:
             dtype = dtypes.get(field.name, field.dtypes[0])
             held[field.name] = None
             if field.name not in without:
-                held[field.name] = torch.zeros(shape, dtype=dtype, device=start.latents.device)
+                make = torch.empty if field.name in AT_FIRST else torch.zeros
+                held[field.name] = make(shape, dtype=dtype, device=start.latents.device)
     return Buffers(**held)

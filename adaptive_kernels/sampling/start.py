@@ -11,7 +11,7 @@ from ..rules.fills import FillTables, fill_tables
 from ..solvers.table import SolverTable
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inputs:
     """What the ops read of a sampling besides its tables."""
 

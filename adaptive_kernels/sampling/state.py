@@ -1,7 +1,7 @@
 """The state of a sampling: tables, inputs and buffers, and the ops on them."""
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from .buffers import Buffers, allocate, inputs_like
 from .start import Inputs, Start
 
 
-@dataclass(repr=False, eq=False)
 class State:
     """The state of B samples, whose tensors are attributes too: ``state.latents``.
 
@@ -31,6 +30,20 @@ class State:
     tables: FillTables
     inputs: Inputs
     buffers: Buffers
+
+    def __init__(self, tables: FillTables, inputs: Inputs, buffers: Buffers):
+        vars(self).update(tables=tables, inputs=inputs, buffers=buffers)
+        self._gather()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("tables", "inputs", "buffers"):
+            self._gather()
+
+    def _gather(self) -> None:
+        """The ops' arguments, put together whenever a part is another one: parts are frozen."""
+        tensors = [getattr(getattr(self, field.part), field.name) for field in fields.FIELDS]
+        vars(self)["_arguments"] = ops.Arguments(*tensors, *self.tables.rule)
 
     def __repr__(self) -> str:
         (_, batch, elements), rows = self.latents.shape, self.model_input
@@ -174,8 +187,7 @@ class State:
         Args:
             model_output: read in place of the buffer.
         """
-        tensors = [getattr(getattr(self, field.part), field.name) for field in fields.FIELDS]
-        own = ops.Arguments(*tensors, *self.rule)
+        own = self._arguments
         return own if model_output is None else own._replace(model_output=model_output)
 
     def step(
@@ -231,10 +243,10 @@ def _tensor(part: str, name: str) -> property:
     def get(self: State) -> Tensor | None:
         return getattr(getattr(self, part), name)
 
-    def replace(self: State, value: Tensor | None) -> None:
-        setattr(getattr(self, part), name, value)
+    def put(self: State, value: Tensor | None) -> None:
+        setattr(self, part, replace(getattr(self, part), **{name: value}))
 
-    return property(get, None if part == "tables" else replace, doc=fields.FIELD[name].text)
+    return property(get, put, doc=fields.FIELD[name].text)
 
 
 def _counter(row: int) -> property:

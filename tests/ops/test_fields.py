@@ -106,7 +106,7 @@ def test_every_field_is_documented_and_has_a_part():
     assert fields.document() in (HERE.parents[1] / "docs/ops.md").read_text()
     for field in fields.FIELDS:
         assert field.text.endswith(".")
-        assert field.part in State.__dataclass_fields__
+        assert field.part in State.__annotations__
     state = problems.ready("defect", guided=True)
     for field in fields.FIELDS:
         value = getattr(state, field.name)

@@ -188,12 +188,12 @@ def test_buffers_that_share_memory_are_refused():
     with pytest.raises(RuntimeError, match="outputs and model_output must not share memory"):
         state.advance()
     state = ready("defect")
-    problems.put(state, "weights", state.outputs.new_zeros(8, 4, 4, 7))
+    state.weights = state.outputs.new_zeros(8, 4, 4, 7)
     state.outputs = state.weights.view(-1)[:240].view(3, 2, 40)
     with pytest.raises(RuntimeError, match="outputs and weights must not share memory"):
         state.advance()
     state = ready("defect")
-    problems.put(state, "rule_table", state.score.new_zeros(8, 4, 3))
+    state.rule_table = state.score.new_zeros(8, 4, 3)
     state.score = state.rule_table.view(-1)[:16].view(8, 2)
     with pytest.raises(RuntimeError, match="score and rule_table must not share memory"):
         state.advance()

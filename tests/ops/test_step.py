@@ -63,7 +63,7 @@ def test_the_common_loop_gives_the_bits_of_the_general_one(dtype, rule, guided):
         general = problems.clone(common)
         general.history = torch.zeros(1, 2, elements)
         rows = torch.cat([common.rows, torch.zeros(9, 1)], dim=1)
-        problems.put(general, "rows", rows)
+        general.rows = rows
         for tick in range(9):
             for state in (common, general):
                 state.model_output.copy_(problems.outputs(common, tick))

@@ -173,15 +173,6 @@ def ruled(state, **changed):
     return state
 
 
-def put(state, name, value):
-    """The state, with another tensor in a field, of its tables too."""
-    if fields.FIELD[name].part == fields.TABLE:
-        state.tables = dataclasses.replace(state.tables, **{name: value})
-    else:
-        setattr(state, name, value)
-    return state
-
-
 def pick(state, b):
     """A state of sample b alone, on tables of the same values."""
     picked, batch = state.clone(), state.latents.shape[1]

@@ -218,7 +218,7 @@ def test_tensors_of_another_device_are_refused_by_name():
         state = CUDA.state(
             problems.state(problems.table(10, 2), 2, 50, AdaptiveConfig(criterion="defect"))
         )
-        problems.put(state, name, getattr(state, name).cpu())
+        setattr(state, name, getattr(state, name).cpu())
         with pytest.raises(RuntimeError, match=f"{name} must be on cuda:0 as latents is"):
             state.advance()
     state = CUDA.state(problems.state(problems.table(10, 2), 2, 50))
