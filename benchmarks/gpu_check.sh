@@ -62,7 +62,7 @@ fi
 command -v "$python" > /dev/null || { echo "gpu_check.sh: there is no $python" >&2 && exit 2; }
 mkdir -p "$out" || exit 1
 device=$(mktemp) || exit 1
-export PYTHONPATH=. PYTHONUNBUFFERED=1
+export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 parts=() running='' doing='' begun=''
 
 trap 'rm -f "$device" "$out/tests.xml"' EXIT
