@@ -43,7 +43,7 @@ def test_a_compiled_network_with_an_op_has_no_graph_break(rule, dtype, verb, mod
     torch.compiler.reset()
     module = network(dtype)
     eager = problems.ready(rule, 2.0, dtype=dtype)
-    compiled = problems.clone(eager)
+    compiled = eager.clone()
 
     def tick(state):
         state.model_output.copy_(module(state.model_input))
@@ -78,13 +78,13 @@ def tensors(state):
 
 
 def exported(state):
-    given = tuple(tensors(problems.clone(state)).values())
+    given = tuple(tensors(state.clone()).values())
     return torch.export.export(Tick(state), given)
 
 
 def assert_runs_as(program, state, but=()):
     """A call of the program leaves the state that the module's leaves."""
-    got, expected = problems.clone(state), problems.clone(state)
+    got, expected = state.clone(), state.clone()
     program(*tensors(got).values())
     Tick(state)(*tensors(expected).values())
     assert expected.index.tolist() == [1, 1]
@@ -113,7 +113,7 @@ def test_an_exported_step_runs_without_python(tmp_path):
     # The network itself is compiled, and its output off by last places; x and m are of size 1.
     approximate = ("model_output", "latents", "model_input", "history", "outputs", "measures")
     assert_runs_as(program, state, but=approximate)
-    got, expected = problems.clone(state), problems.clone(state)
+    got, expected = state.clone(), state.clone()
     program(*tensors(got).values())
     Tick(state)(*tensors(expected).values())
     for name in approximate:

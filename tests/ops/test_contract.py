@@ -443,14 +443,16 @@ def test_a_wrong_tensor_is_refused_in_the_words_of_the_cpu(implementation, name)
 
 @of_each(OTHERS)
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "changes",
     [
-        *[("criterion", 6), ("criterion", -1), ("max_skip", -1), ("warmup", 2), ("stages", 0)],
-        *[("stages", 2), ("outputs", None), ("weights", None), ("rule_table", None)],
+        *[{"criterion": 6}, {"criterion": -1}, {"max_skip": -1}, {"warmup": 2}],
+        *[{"stages": 0}, {"stages": 2}, {"outputs": None}, {"weights": None}],
+        *[{"rule_table": None}, {"criterion": 2, "outputs": None, "weights": None}],
     ],
+    ids=str,
 )
-def test_a_wrong_rule_is_refused_in_the_words_of_the_cpu(implementation, name, value):
-    assert_refused_alike(implementation, lambda a: {name: value})
+def test_a_wrong_rule_is_refused_in_the_words_of_the_cpu(implementation, changes):
+    assert_refused_alike(implementation, lambda a: changes)
 
 
 @of_each(OTHERS)

@@ -269,7 +269,7 @@ def test_the_length_of_a_run_is_known_at_its_refresh():
     while bool((state.index < STEPS).any()):
         state.model_output.copy_(problems.outputs(state, int(state.index.sum())))
         state.step(True)
-        moved = problems.clone(state)
+        moved = state.clone()
         while bool((state.progress[1] > 0).any()):
             moved.latents.normal_()
             moved.history.normal_()

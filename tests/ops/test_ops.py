@@ -109,6 +109,7 @@ def replaced(name, value, rule="third_order"):
         ("noise", torch.zeros(8, 2, 39), r"noise must have shape \(8, 2, 40\), got \(8, 2, 39\)"),
         ("outputs", torch.zeros(3, 2, 40), "outputs and weights must be given together"),
         ("weights", torch.zeros(8, 4, 4, 7), "outputs and weights must be given together"),
+        ("rule_table", torch.zeros(8, 4, 3), "rule_table must come with outputs and weights"),
         ("criterion", 4, "outputs, weights and rule_table must be given for this criterion"),
         ("criterion", 5, "outputs, weights and rule_table must be given for this criterion"),
         ("criterion", 6, "criterion must be 0 to 5, got 6"),

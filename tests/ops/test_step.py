@@ -15,7 +15,7 @@ def test_reference_advance_agrees_with_the_op(stages, granularity):
     for rule in RULES:
         config = problems.config(rule, table, 1.0, granularity=granularity)
         one = problems.state(table, 3, 50, config)
-        two = problems.clone(one)
+        two = one.clone()
         while bool((one.index < steps).any()):
             for state in (one, two):
                 state.model_output.copy_(problems.outputs(state, int(state.index.sum())))
@@ -60,7 +60,7 @@ def test_the_common_loop_gives_the_bits_of_the_general_one(dtype, rule, guided):
         table = problems.table(9)
         config = problems.config(rule, table, 0.4)
         common = problems.state(table, 2, elements, config, guided, dtype)
-        general = problems.clone(common)
+        general = common.clone()
         general.history = torch.zeros(1, 2, elements)
         rows = torch.cat([common.rows, torch.zeros(9, 1)], dim=1)
         general.rows = rows

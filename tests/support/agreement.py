@@ -80,7 +80,7 @@ def assert_nan_stays_in_its_sample(clean):
     Args:
         clean: three samples at their start, at a threshold that skips all it may.
     """
-    sick, steps = problems.clone(clean), len(clean.rows)
+    sick, steps = clean.clone(), len(clean.rows)
     for tick in range(steps):
         output = problems.outputs(clean, tick)
         for state in (clean, sick):

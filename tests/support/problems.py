@@ -142,10 +142,6 @@ def midway(state, seed=0):
     return state
 
 
-def clone(original):
-    return original.clone()
-
-
 def elsewhere(state, device="cpu", cls=State):
     """A copy of a state on a device, its tables too, as a state of another class."""
 

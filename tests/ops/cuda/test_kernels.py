@@ -85,7 +85,7 @@ def test_every_schedule_and_device_gives_the_same_bits(rule, granularity):
     for device, shared in [(device, SHARED[2]) for device in DEVICES] + [((1, 2), SHARED[1])]:
         for order, seed in schedules if device == DEVICES[1] else schedules[1:4]:
             emulated.set_device(*device, order=order, seed=seed, shared_memory=shared)
-            state = problems.clone(start)
+            state = start.clone()
             for _ in sampled(state):
                 pass
             expected = expected or state
@@ -122,7 +122,7 @@ def test_rows_that_do_not_stand_on_16_bytes_are_moved_one_by_one():
     table = problems.table(6, 2)
     for name in ("latents", "model_output", "model_input", "history"):
         right = EMULATED.begun(table, 2, 64, dtype=torch.bfloat16)
-        shifted = problems.clone(right)
+        shifted = right.clone()
         value = getattr(shifted, name)
         room = torch.zeros(value.numel() + 1, dtype=value.dtype)
         setattr(shifted, name, room[1:].view(value.shape).copy_(value))
@@ -146,7 +146,7 @@ def test_a_run_begun_at_a_first_stage_comes_to_its_end():
             buffers.advance()
         assert int(state.run) == 0
         assert_same(state, cpu)
-        again = problems.clone(cpu)
+        again = cpu.clone()
         again.progress[:, 0] = torch.tensor([4, 1, 3, 3, 2])
         reference.advance(*again.arguments())
         assert torch.equal(again.progress, state.progress)
@@ -188,7 +188,7 @@ def test_a_wrong_workspace_is_refused(value, message):
 def test_a_workspace_may_be_larger_than_needed():
     table = problems.table(6)
     exact = EMULATED.begun(table, 2, 2056)
-    large = problems.clone(exact)
+    large = exact.clone()
     large.workspace = torch.zeros(2, 9, 16, dtype=torch.float64)
     emulated.set_device(2, 2)
     for _ in zip(sampled(exact), sampled(large), strict=True):
