@@ -28,7 +28,7 @@ from .refusals import (
 )
 from .start import added_noise, check_strength, first_row, has_own_strength
 
-# The longest history an op takes: kMaxHistory of csrc/op/args.h.
+# The longest history an op takes: kMaxHistory of csrc/op/fields.h.
 MAX_HISTORY = 8
 # A table whose terms are this much larger than the scheduler's loses two digits of float32.
 _DOUBTFUL = 100
