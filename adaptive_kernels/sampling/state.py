@@ -40,6 +40,11 @@ class State:
         if name in ("tables", "inputs", "buffers"):
             self._gather()
 
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        if "buffers" not in held:
+            raise TypeError("this State was pickled by an earlier version: begin its sampling anew")
+        vars(self).update(held)
+
     def _gather(self) -> None:
         """The ops' arguments, put together whenever a part is another one: parts are frozen."""
         tensors = [getattr(getattr(self, field.part), field.name) for field in fields.FIELDS]

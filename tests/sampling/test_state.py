@@ -121,6 +121,8 @@ def test_a_state_is_pickled_and_goes_on():
     problems.assert_same(finish(again), finish(state))
     tables = state.tables.to(torch.device("meta"))
     assert tables is state.tables.to(torch.device("meta")) and tables.rows.is_meta
+    with pytest.raises(TypeError, match="pickled by an earlier version"):
+        State.__setstate__(state, {"latents": state.latents})
     # What was made for other devices stays where it is.
     assert pickle.loads(pickle.dumps(state.tables))._elsewhere == {}
 
