@@ -207,7 +207,10 @@ def test_a_sample_does_not_depend_on_its_batch(implementation, rule):
             together.model_output.copy_(output)
             together.advance()
             for b, state in enumerate(alone):
-                assert_same(state, problems.pick(together, b), what=(elements, tick, b))
+                # torch splits the reference's sums as it likes.
+                but = SUMS if implementation is REFERENCE else ()
+                alike = problems.pick(together, b)
+                assert_same(state, alike, but, what=(elements, tick, b), rtol=1e-12)
 
 
 @of_each()
