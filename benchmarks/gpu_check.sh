@@ -6,13 +6,13 @@
 #
 # Needs torch 2.11 or newer, its nvcc, pytest, pytest-benchmark and hypothesis; no network. The
 # parts, in their order: build (in place, for this GPU alone), tests (the GPU tests, side by side
-# where pytest-xdist is), loop (whole samplings, full-size U-Nets where diffusers is), benchmarks (of the kernels),
-# memcheck, racecheck, initcheck (where compute-sanitizer is). Cases of a part come by what is asked
-# of them, and those that time does not reach are named, as are parts that are skipped. A part that
-# fails or runs out of time does not end the check. DIR (default: $OUT, else bench/gpu) gets a log of
-# every part and gpu_check.json, rewritten after every part: device, versions, tests, sanitizers,
-# every time with its bytes and ratios, whether each aim is met, and what failed. Exit code 1 if
-# anything did, 2 for bad options.
+# where pytest-xdist is), loop (whole samplings, full-size U-Nets where diffusers is), benchmarks (of
+# the kernels), memcheck, racecheck, initcheck (where compute-sanitizer is). Cases of a part come by
+# what is asked of them, and those that time does not reach are named, as are parts that are skipped.
+# A part that fails or runs out of time does not end the check. DIR (default: $OUT, else bench/gpu)
+# gets a log of every part and gpu_check.json, rewritten after every part: device, versions, tests,
+# sanitizers, every time with its bytes and ratios, whether each aim is met, and what failed. Exit
+# code 1 if anything did, 2 for bad options.
 #
 #   --only      parts to run, with commas between them, such as tests,loop; they have their own
 #               gpu_check-PARTS.json, and what DIR holds of others stays

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
-from ..rules.fills import coordinates, planned, updates
+from ..rules.fills import coordinates
 from ..rules.plan import Plan
+from ..rules.planned import planned, updates
 from ..sampler import AdaptiveSampler
 from ..sampling.state import State
 from .record import Recording, Samples, begin, guided_output

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rules.fills import OUTPUTS, SCALARS, WEIGHTS
+from ..rules.tables import OUTPUTS, SCALARS, WEIGHTS
 
 MEASURES = 2
 # A GPU sums over pieces of so many elements, and has a head and so many sums of each in float64.

@@ -72,7 +72,7 @@ class AdaptiveConfig:
     def __post_init__(self):
         kind, period = parse(self.criterion)
         _choice("granularity", self.granularity, GRANULARITIES)
-        _integer("max_skip", self.max_skip, 1 if kind == "released" else 0)
+        _integer("max_skip", self.max_skip, CRITERIA[kind].least_skip)
         if self.warmup is not None:
             _integer("warmup", self.warmup, CRITERIA[kind].warmup)
         if self.threshold is not None:

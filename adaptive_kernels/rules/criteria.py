@@ -43,7 +43,8 @@ class Criterion:
     threshold: the default, None where it compares with none. sums: what it needs of a step, of
     "third", "first" (differences of the latents; first ones in squares beside third ones, else in
     absolute value) and "defect" (of the fill). needs_table: whether
-    it looks something up. fill: the one that belongs to it. guard: (max_skip, whole step, skipped
+    it looks something up. fill: the one that belongs to it. least_skip: the least
+    max_skip it can do with. guard: (max_skip, whole step, skipped
     before it) -> whether the network is called whatever was measured. most: max_skip -> whole steps
     that it may skip in a row.
     """
@@ -54,6 +55,7 @@ class Criterion:
     sums: frozenset[str] = frozenset()
     needs_table: bool = False
     fill: str = "reuse"
+    least_skip: int = 0
     guard: Callable[[int, int, int], bool] = _longest
     most: Callable[[int], int] = lambda max_skip: max_skip
 
@@ -73,6 +75,7 @@ CRITERIA = {
         warmup=FORCED,
         threshold=0.01,
         sums=frozenset({"first"}),
+        least_skip=1,
         guard=_late,
         most=lambda max_skip: max(max_skip, IDLE),
     ),

@@ -17,7 +17,7 @@ step; there the x0 prediction is extrapolated instead, and nothing is repaired, 
 is mostly the new noise.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,40 +25,14 @@ from torch.utils._device import set_device
 
 from ..solvers.table import SolverTable
 from .config import AdaptiveConfig
-from .criteria import Rule, longest_run
+from .criteria import longest_run
+from .planned import planned_tables
+from .tables import FillTables, pack, rows_of
 
-SCALARS = 10  # of a row: p, q, A, S, next input scale, next timestep, u, w, ps, qs; then C
-OUTPUTS = 3  # raw outputs kept
-WEIGHTS = 2 * OUTPUTS + 1  # of an entry: `pack`
 # Data of about unit spread: sb at which an error of the noise prediction stops mattering.
 SPREAD = 4.0
 # Levels closer than this in lam are one level: the two stages of a step, PNDM's repeated one.
 SAME = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
-class FillTables:
-    """What `ops.step` reads of a solver under a config, the same for every sampling."""
-
-    rows: Tensor  # [T, 10 + K] float32
-    weights: Tensor | None  # [T, G, G, 7] float32; None: outputs are reused as they are
-    rule_table: Tensor | None  # [T, G, Q] float32: what the criterion looks up
-    rule: Rule
-    input_scale: float  # c_0 of the first network input
-    timestep: Tensor  # [1] float32 or int64: t_0
-    _elsewhere: dict = field(default_factory=dict, init=False, repr=False)
-
-    def __getstate__(self) -> dict:
-        return vars(self) | {"_elsewhere": {}}
-
-    def to(self, device: torch.device) -> "FillTables":
-        """The same on a device, made once for each."""
-        if self.rows.device == device:
-            return self
-        if device not in self._elsewhere:
-            tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-            self._elsewhere.setdefault(device, replace(self, **tensors))
-        return self._elsewhere[device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +103,12 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
     first = float(table.input_scale[0]), timestep
     if full.fill == "reuse":
         ones, zeros = torch.ones_like(table.p), torch.zeros_like(table.p)
-        rows = _rows(table, zeros, ones, table.p, table.q)
+        rows = rows_of(table, zeros, ones, table.p, table.q)
         return FillTables(rows, None, None, rule, *first)
     coords = coordinates(table)
-    rows = _rows(table, coords.u, coords.w, coords.ps, coords.qs)
+    rows = rows_of(table, coords.u, coords.w, coords.ps, coords.qs)
     if full.fill == "fitted":
-        return FillTables(rows, *_planned(table, config), rule, *first)
+        return FillTables(rows, *planned_tables(table, config), rule, *first)
     if full.fill != "linear":
         raise ValueError(f"fill must be one that has tables, got {full.fill!r}")
     size = longest_run(rule, table.num_steps)
@@ -243,66 +217,3 @@ def run_cost(table: SolverTable, coords: Coordinates, size: int, max_skip: int) 
             total = total + torch.where(inside, term.clamp(min=1e-12), 0.0)
         out[:, :, q] = total
     return out
-
-
-def updates(table: SolverTable) -> Tensor:
-    """[T, 3] float64: A, C_0 q and S of each step, by which a plan knows its solver."""
-    return torch.stack((table.A, table.C[:, 0] * table.q, table.S), dim=1)
-
-
-def _planned(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, Tensor]:
-    plan = config.plan
-    timesteps = tuple(table.timesteps.double().tolist())
-    if (
-        len(timesteps) != len(plan.timesteps)
-        or any(
-            abs(a - b) > 1e-3 * max(1.0, abs(b))
-            for a, b in zip(timesteps, plan.timesteps, strict=True)
-        )
-        or plan.solver != table.name
-    ):
-        raise ValueError(
-            f"plan must be one for {table}, got one for {plan.solver} with "
-            f"{len(plan.timesteps)} steps from timestep {plan.timesteps[0]:g}"
-        )
-    if plan.updates:
-        plan_updates, table_updates = (
-            torch.tensor(plan.updates, dtype=torch.float64),
-            updates(table),
-        )
-        if ((plan_updates - table_updates).abs() > 1e-3 * table_updates.abs().clamp(min=1.0)).any():
-            raise ValueError(
-                f"plan must be one for {table}, got one for other coefficients of the same name "
-                "and timesteps (another prediction, order, schedule or noise)"
-            )
-    refresh = torch.tensor(plan.refresh)
-    whole = torch.arange(len(refresh)) // table.stages * table.stages
-    if not torch.equal(refresh, refresh[whole]):
-        raise ValueError("plan.refresh must call the network at both stages of a step or at none")
-    values = torch.tensor(plan.weights, dtype=torch.float64)
-    return planned(values, refresh)[:, None, None].float(), refresh.float()[:, None, None]
-
-
-def planned(values: Tensor, called: Tensor) -> Tensor:
-    """[..., 7] float64: the weights of steps whose output is a weighted sum of the last three.
-
-    Args:
-        values: [..., 3] float64, newest first; of a step that calls, its own output is the newest.
-        called: [...] bool.
-    """
-    called = called[..., None]
-    newest = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device=values.device)
-    return pack(torch.where(called, 0.0, values), torch.where(called, values - newest, 0.0))
-
-
-def pack(fill: Tensor, repair: Tensor, spread: Tensor | None = None) -> Tensor:
-    """[..., 7]: an entry of the weights as csrc/core/step.h has it: f and r [..., 3], spread."""
-    spread = torch.zeros_like(fill[..., 0]) if spread is None else spread
-    return torch.cat((fill, repair, spread[..., None]), dim=-1)
-
-
-def _rows(table: SolverTable, u: Tensor, w: Tensor, ps: Tensor, qs: Tensor) -> Tensor:
-    """[T, 10 + K] float32, what a kernel reads at step i."""
-    table_rows = table.rows()
-    fill = torch.stack((u, w, ps, qs), dim=1).float()
-    return torch.cat((table_rows[:, :6], fill, table_rows[:, 6:]), dim=1)

@@ -1,11 +1,13 @@
-"""The tensors that the ops work in, allocated by the table of their fields."""
+"""A state's tensors by the table of their fields: allocated, copied, and what fits them."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import fields
+from ..rules.tables import FillTables
 from .start import Inputs, Start
 
 # What the ops work in: those of `ops.fields` that are neither tables nor inputs.
@@ -56,3 +58,40 @@ def allocate(start: Start) -> Buffers:
                 make = torch.empty if field.name in AT_FIRST else torch.zeros
                 held[field.name] = make(shape, dtype=dtype, device=start.latents.device)
     return Buffers(**held)
+
+
+def copy_of(values: Any) -> Any:
+    """Inputs or buffers of the same values, in memory of their own."""
+    tensors = vars(values).items()
+    return type(values)(**{name: None if v is None else v.clone() for name, v in tensors})
+
+
+def expect_fit(
+    start: Start, samples: int, tables: FillTables, inputs: Inputs, buffers: Buffers
+) -> None:
+    """Raises TypeError or ValueError unless these can take in a start of so many samples."""
+    if not isinstance(start, Start):
+        raise TypeError(f"start must be a Start, got {type(start).__name__}")
+    latents, network = buffers.latents, buffers.model_input
+    _, batch, elements = latents.shape
+    for name, own, came in (
+        ("shape of latents", (samples, elements), tuple(start.latents.shape)),
+        ("device", latents.device, start.latents.device),
+        ("rows of the network", len(network), batch * (2 if start.guided else 1)),
+        ("dtype", network.dtype, start.dtype),
+    ):
+        if own != came:
+            raise ValueError(f"start must have the state's {name} ({own}), got {came}")
+    sizes = {"T": len(tables.rows), "B": samples, "N": elements}
+    for name, value in vars(start.inputs).items():
+        field = fields.FIELD[name]
+        shape = tuple(sizes[size] for size in field.shape)
+        wanted = None if getattr(inputs, name) is None else shape
+        got = None if value is None else tuple(value.shape)
+        if wanted != got:
+            raise ValueError(f"{name} must have shape {wanted}, got {got}")
+        if value is not None and value.dtype not in field.dtypes:
+            expected, came = map(fields.dtype_names, (field.dtypes, (value.dtype,)))
+            raise ValueError(f"{name} must be {expected}, got {came}")
+    if start.tables is not tables:
+        raise ValueError("start must have the state's own tables (State.tables), got others")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
-from ..rules.fills import FillTables
+from ..rules.tables import FillTables
 from ..solvers.table import SolverTable
 from .network import network_dtype
 from .start import Start

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
-from ..rules.fills import FillTables, fill_tables
+from ..rules.fills import fill_tables
+from ..rules.tables import FillTables
 from ..solvers.table import SolverTable
 
 

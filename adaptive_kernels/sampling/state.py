@@ -12,9 +12,9 @@ from ..ops import fields
 from ..ops.dispatch import warn_if_slow
 from ..rules.config import AdaptiveConfig
 from ..rules.criteria import Rule
-from ..rules.fills import FillTables
+from ..rules.tables import FillTables
 from ..solvers.table import SolverTable
-from .buffers import Buffers, allocate, inputs_like
+from .buffers import Buffers, allocate, copy_of, expect_fit, inputs_like
 from .start import Inputs, Start
 
 
@@ -96,7 +96,7 @@ class State:
                 will take in no other start.
         """
         state = cls(start.tables, start.inputs if shared else inputs_like(start), allocate(start))
-        state._expect(start, start.batch)
+        expect_fit(start, start.batch, state.tables, state.inputs, state.buffers)
         if not shared:
             state._take_inputs(slice(None), start)
         state._stand_at_first(slice(None), start)
@@ -108,7 +108,7 @@ class State:
 
         Raises: TypeError, ValueError naming what does not fit; then the state is as it was.
         """
-        self._expect(start, self.latents.shape[1])
+        expect_fit(start, self.latents.shape[1], self.tables, self.inputs, self.buffers)
         self._take_inputs(slice(None), start)
         self._stand_at_first(slice(None), start)
 
@@ -133,38 +133,9 @@ class State:
                 "a sample can be put into a slot with granularity 'sample' alone: with 'batch' all "
                 "samples decide together, at one step"
             )
-        self._expect(start, 1)
+        expect_fit(start, 1, self.tables, self.inputs, self.buffers)
         self._take_inputs(slice(slot, slot + 1), start)
         self._stand_at_first(slice(slot, slot + 1), start)
-
-    def _expect(self, start: Start, samples: int) -> None:
-        """Raises unless a start of so many samples can be taken in."""
-        if not isinstance(start, Start):
-            raise TypeError(f"start must be a Start, got {type(start).__name__}")
-        _, batch, elements = self.latents.shape
-        for name, own, came in (
-            ("shape of latents", (samples, elements), tuple(start.latents.shape)),
-            ("device", self.latents.device, start.latents.device),
-            ("rows of the network", len(self.model_input), batch * (2 if start.guided else 1)),
-            ("dtype", self.model_input.dtype, start.dtype),
-        ):
-            if own != came:
-                raise ValueError(f"start must have the state's {name} ({own}), got {came}")
-        sizes = {"T": len(self.rows), "B": samples, "N": elements}
-        for name, value in vars(start.inputs).items():
-            field = fields.FIELD[name]
-            shape = tuple(sizes[size] for size in field.shape)
-            wanted = None if getattr(self.inputs, name) is None else shape
-            got = None if value is None else tuple(value.shape)
-            if wanted != got:
-                raise ValueError(f"{name} must have shape {wanted}, got {got}")
-            if value is not None and value.dtype not in field.dtypes:
-                dtype = fields.dtype_names(field.dtypes)
-                raise ValueError(
-                    f"{name} must be {dtype}, got {fields.dtype_names((value.dtype,))}"
-                )
-        if start.tables is not self.tables:
-            raise ValueError("start must have the state's own tables (State.tables), got others")
 
     def _take_inputs(self, samples: slice, start: Start) -> None:
         for name, value in vars(start.inputs).items():
@@ -228,7 +199,7 @@ class State:
 
     def clone(self) -> "State":
         """A copy in inputs and buffers of its own; tables are shared."""
-        return type(self)(self.tables, _copy(self.inputs), _copy(self.buffers))
+        return type(self)(self.tables, copy_of(self.inputs), copy_of(self.buffers))
 
     def bytes(self) -> int:
         """Bytes of all tensors, the tables' included."""
@@ -262,8 +233,3 @@ for _field in fields.FIELDS:
     setattr(State, _field.name, _tensor(_field.part, _field.name))
 for _row, _name in enumerate(fields.PROGRESS):
     setattr(State, _name, _counter(_row))
-
-
-def _copy(values: Any) -> Any:
-    tensors = vars(values).items()
-    return type(values)(**{name: None if v is None else v.clone() for name, v in tensors})

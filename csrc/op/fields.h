@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 
 namespace ak {
@@ -43,33 +44,12 @@ constexpr int64_t kMaxHistory = 8;
 constexpr int64_t kPiece = 2048;
 constexpr int64_t kSums = 16;
 
-template <FieldType>
-struct Holds {
-  using type = void;  // one of several
-};
-template <>
-struct Holds<kFloat32> {
-  using type = float;
-};
-template <>
-struct Holds<kFloat64> {
-  using type = double;
-};
-template <>
-struct Holds<kInt32> {
-  using type = int32_t;
-};
-template <>
-struct Holds<kInt64> {
-  using type = int64_t;
-};
-template <>
-struct Holds<kBool> {
-  using type = bool;
-};
+// In the order of FieldType; void: one of several.
+template <FieldType type>
+using Holds =
+    std::tuple_element_t<type, std::tuple<float, double, int32_t, int64_t, bool, void, void>>;
 
 template <FieldType type, bool written>
-using Pointer =
-    std::conditional_t<written, typename Holds<type>::type, const typename Holds<type>::type>*;
+using Pointer = std::conditional_t<written, Holds<type>, const Holds<type>>*;
 
 }  // namespace ak

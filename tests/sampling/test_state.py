@@ -5,9 +5,12 @@ import pickle
 
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import adaptive_kernels as ak
+from adaptive_kernels.executors.eager import Job, eager
 from adaptive_kernels.rules.fills import fill_tables
+from adaptive_kernels.sampling.network import NetworkCall
 from adaptive_kernels.sampling.start import Start
 from adaptive_kernels.sampling.state import State
 from tests.support import problems
@@ -188,6 +191,9 @@ def test_a_sampling_by_the_plain_loop_copies_no_step_noise():
     given = torch.randn(STEPS, 3, 2, 4, 4)
     one = sampler()
     start = one.start(Network(), noise(), step_noise=given)
-    assert start.inputs.noise.data_ptr() == given.data_ptr()
-    assert State.of(start, shared=True).noise.data_ptr() == given.data_ptr()
+    network = NetworkCall(Network(), noise().shape, False, None, None, True, noise().device)
+    state = eager(Job(network, start, True, None), tqdm(disable=True))
+    assert state.index.tolist() == [STEPS] * 3
+    assert state.noise.data_ptr() == start.inputs.noise.data_ptr() == given.data_ptr()
+    # One that may take in others has its own.
     assert State.of(start).noise.data_ptr() != given.data_ptr()

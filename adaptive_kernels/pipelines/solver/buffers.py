@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ... import ops
 from ...rules.config import AdaptiveConfig
-from ...rules.fills import FillTables
+from ...rules.tables import FillTables
 from ...sampling.state import State
 from ...solvers.table import SolverTable
 from .decision import Decision

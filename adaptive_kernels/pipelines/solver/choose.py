@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
-from ...rules.fills import FillTables, fill_tables, stochastic
+from ...rules.fills import fill_tables, stochastic
+from ...rules.tables import FillTables
 from ...solvers.scheduler import UnsupportedSchedulerError
 from ...solvers.table import SolverTable
 from .arguments import extra_of

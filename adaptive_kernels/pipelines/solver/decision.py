@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...rules import criteria
-from ...rules.fills import FillTables
+from ...rules.tables import FillTables
 from ...sampling.state import State
 
 

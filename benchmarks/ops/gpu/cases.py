@@ -13,7 +13,8 @@ from torch import Tensor
 
 from adaptive_kernels.ops.reference import OUTPUTS
 from adaptive_kernels.rules.config import AdaptiveConfig
-from adaptive_kernels.rules.fills import FillTables, fill_tables
+from adaptive_kernels.rules.fills import fill_tables
+from adaptive_kernels.rules.tables import FillTables
 from adaptive_kernels.sampling.state import State
 from adaptive_kernels.solvers.levels import NoiseLevels
 from adaptive_kernels.solvers.table import SolverTable
