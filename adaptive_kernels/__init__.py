@@ -1,7 +1,7 @@
 """Adaptive diffusion sampling: the network is called only where the latents ask for it."""
 
 from . import moved
-from .calibration import calibrate
+from .calibration import calibrate, measure_output_noise
 from .executors import CaptureError
 from .pipelines import (
     adaptive,
@@ -34,6 +34,7 @@ __all__ = [
     "disable_adaptive",
     "enable_adaptive",
     "load_config",
+    "measure_output_noise",
     "presets",
     "save_config",
     "summary",

@@ -88,10 +88,12 @@ def enabled(pipe):
 
 
 def test_what_half_precision_costs_is_what_the_page_says():
-    """33 calls in place of 18 in bfloat16, and in float16 nothing."""
+    """Next to nothing in either of them."""
     calls = run(PROJECT / "docs" / "limits.md")["calls"]
-    assert round(calls[torch.bfloat16]) in (32, 33, 34)
-    assert round(calls[torch.float32]) in (17, 18) and round(calls[torch.float16]) in (17, 18, 19)
+    # Of ten samples; of sixty it is a tenth at most (docs/cpu.md).
+    assert calls[torch.bfloat16] < 1.15 * calls[torch.float32]
+    assert abs(calls[torch.float16] - calls[torch.float32]) < 0.03 * calls[torch.float32]
+    assert round(calls[torch.float32]) in (17, 18)
 
 
 def test_every_fence_is_known():

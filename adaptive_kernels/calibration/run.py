@@ -18,9 +18,11 @@ from ..rules.presets import save_config
 from ..sampler import AdaptiveSampler
 from ..solvers.keywords import known_keywords
 from ..solvers.table import SolverTable
+from .noise import MOST, output_noise
+from .noise import calls as noise_calls
 from .picture import tradeoff_picture
 from .progress import CallBar
-from .record import Samples, begin
+from .record import Recording, Samples, begin
 from .store import Store, fingerprint
 from .target import plan_setting, search_calls, threshold_setting
 from .trials import KNOBS, MOST_DB, Bench, Plans, Thresholds
@@ -70,7 +72,8 @@ def calibrate(
         conditioning, unconditional, latents, seed: as a call of `AdaptiveSampler` takes them.
         calls: mean network calls per sample to meet; quality_db: mean PSNR in dB to reach with as
             few calls as possible. One of the two.
-        criterion: "plan", "defect", "third_order" or "released".
+        criterion: "plan", "defect", "third_order" or "released". For "defect" the noise of the
+            network is measured too (`measure_output_noise`), unless config.output_noise says it.
         config: further settings of an adaptive criterion (max_skip, fill, warmup, ...).
         decode: latents [B, ...] -> what is compared; None compares latents.
         data_range: of the PSNR, in units of what is compared; 2 for images in [-1, 1].
@@ -118,6 +121,7 @@ def calibrate(
     held = torch.arange(len(noise), device=noise.device) % HELD_OUT == HELD_OUT - 1
     parts = {
         "full": 2 * table.num_steps,
+        "noise": noise_calls(table) if criterion == "defect" else 0,
         "search": search_calls(table, criterion, calls, curve, int(trials)),
         "held": calls or table.num_steps / 2,
     }
@@ -130,7 +134,7 @@ def calibrate(
             make = Plans(bench, int(trials))
             chosen = plan_setting(make, calls, quality_db, curve)
         else:
-            make = Thresholds(bench, base)
+            make = Thresholds(bench, _noisy(bench, base))
             chosen = threshold_setting(make, calls, quality_db)
         best = make.config(chosen)
         point = {**make.points[chosen], "held_out": bench.measure(best, bench.held)}
@@ -152,6 +156,23 @@ def calibrate(
         with replacing(store.folder / "curve.png") as hidden:
             tradeoff_picture(hidden, report)
     return best
+
+
+def _noisy(bench: Bench, config: AdaptiveConfig) -> AdaptiveConfig:
+    """The config, told how noisy the network is where the rule asks and nobody said."""
+    if "defect" not in config.kind.sums or config.output_noise is not None:
+        return config
+    sizes = bench.store.get("output_noise")
+    if sizes is None:
+        bench.bar.say("noise of the network")
+        few = torch.arange(min(len(bench.tuned.noise), MOST), device=bench.tuned.noise.device)
+        full = bench.full[id(bench.tuned)]
+        some = Recording(full.latents[:, few], full.outputs[:, few])
+        sizes = output_noise(bench.sampler, bench.tuned.pick(few), some, bench.bar.tick)
+        bench.store.put("output_noise", list(sizes))
+    bench.bar.expect(noise=0)
+    # Where there is none the dtype says as much.
+    return replace(config, output_noise=sizes) if any(sizes) else config
 
 
 def _check(calls, quality_db, criterion, config, trials, curve, noise) -> AdaptiveConfig | None:

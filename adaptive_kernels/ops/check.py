@@ -9,6 +9,7 @@ from ..rules import criteria
 from ..solvers.scheduler import MAX_HISTORY
 from .fields import (
     FIELDS,
+    PREDICTORS,
     SCALARS,
     SUMS,
     WEIGHTS,
@@ -113,8 +114,8 @@ def _wrong_size(a: Arguments) -> str | None:
     if a.weights is not None and (a.weights.dim() != 4 or not a.weights.shape[1]):
         shape = f"[T, G, G, {WEIGHTS}] with G >= 1"
         return f"weights must have shape {shape}, got {_text(a.weights.shape)}"
-    if a.rule_table is not None and (a.rule_table.dim() != 3 or not a.rule_table.shape[2]):
-        shape = "[T, G, Q] with Q >= 1"
+    if a.rule_table is not None and (a.rule_table.dim() != 4 or not a.rule_table.shape[2]):
+        shape = f"[T, G, Q, {PREDICTORS}] with Q >= 1"
         return f"rule_table must have shape {shape}, got {_text(a.rule_table.shape)}"
     workspace, needed = a.workspace, pieces(N)
     if workspace is not None and (workspace.dim() != 3 or workspace.shape[1] <= needed):

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rules.tables import OUTPUTS, SCALARS, WEIGHTS
+from ..rules.tables import OUTPUTS, PREDICTORS, SCALARS, WEIGHTS
 
-MEASURES = 2
+MEASURES = 6
 # A GPU sums over pieces of so many elements, and has a head and so many sums of each in float64.
 PIECE, SUMS = 2048, 16
 # Rows of `progress`.
@@ -69,7 +69,9 @@ FIELDS = (
     Field(
         *("measures", ("B", MEASURES), (torch.float64,), BUFFER),
         "what the criterion keeps of the steps before: sums over the first difference of the last "
-        "two whole steps; under `defect`, the last defect and nothing.",
+        "two whole steps; under `defect` the rate of the fill's error, the variance of the noise "
+        "of a guided output, the noise of the three kept outputs in units of it, and the share of "
+        "its defect that the next refresh leaves out of what it keeps.",
         written=True,
     ),
     Field(
@@ -84,7 +86,8 @@ FIELDS = (
     ),
     Field(
         *("outputs", (OUTPUTS, "B", "N"), FLOAT, BUFFER),
-        "e of refresh number r is in slot r mod 3; None: an output is used again as it is.",
+        "e of refresh number r is in slot r mod 3, under `defect` less a share of its defect; "
+        "None: an output is used again as it is.",
         written=True,
         optional=True,
     ),
@@ -100,20 +103,24 @@ FIELDS = (
     Field(*("guidance_scale", ("B",), FLOAT, INPUT), "g, of no effect where M = B."),
     Field(*("threshold", ("B",), FLOAT, INPUT), "of the criterion."),
     Field(
+        *("output_noise", ("B",), FLOAT, INPUT),
+        "under `defect` the most that counts as noise of a guided output, rms; 0: none.",
+    ),
+    Field(
         *("rows", ("T", f"{SCALARS} + K"), FLOAT, TABLE),
         "the solver by step: p, q, A, S, c_{i+1}, t_{i+1}, u, w, ps, qs, C_0 .. C_{K-1}.",
     ),
     Field(
         *("weights", ("T", "G", "G", WEIGHTS), FLOAT, TABLE),
-        "f, r and spread by step and by the distances between step, last refresh and the one "
-        "before; with `outputs`.",
+        "f, r, spread and the noise of an output, by step and by the distances between step, last "
+        "refresh and the one before; with `outputs`.",
         optional=True,
     ),
     Field(
-        *("rule_table", ("T", "G", "Q"), FLOAT, TABLE),
-        "what the criterion looks up: under `defect` the predicted error per unit of defect, by "
-        "refresh, distance to the one before and length of the run; under `plan` 1 where the "
-        "network is called, else 0.",
+        *("rule_table", ("T", "G", "Q", PREDICTORS), FLOAT, TABLE),
+        "what the criterion looks up: under `defect` the predicted error per unit of the rate and "
+        "the terms of the noise beside it, by refresh, distance to the one before and length of "
+        "the run; under `plan`, first, 1 where the network is called, else 0.",
         optional=True,
     ),
     Field(*("seed", ("B",), (torch.int64,), INPUT), "the noise stream of each sample."),

@@ -7,6 +7,7 @@ nothing, and is the ops' default where no kernel is registered.
 import torch
 from torch import Tensor
 
+from ..rules import defect as noisy
 from ..rules.criteria import (
     DEFECT,
     EVERY,
@@ -156,7 +157,8 @@ def unchecked_step(a: Arguments, fresh: bool) -> None:
             for k in range(OUTPUTS)
         )
         e = u * x + w * m
-        defect = (e - fill).square().sum(1)
+        delta = e - fill
+        defect = delta.square().sum(1)
         repair = entry[:, 3, None] * e + entry[:, 4, None] * old[0] + entry[:, 5, None] * old[1]
         repairs = (entry[:, 3:6] != 0).any(1)[:, None]
         refreshed_h = h + torch.where(repairs, qs * repair, 0.0)
@@ -169,8 +171,13 @@ def unchecked_step(a: Arguments, fresh: bool) -> None:
     z = normal(a.seed, i, N) if a.noise is None else a.noise[i, sample].double()
     x_next = x_next + torch.where(S == 0, 0.0, S * z)
 
-    back = [a.latents[(i + 1 - k * stages) % ring, sample].double() for k in (1, 2, 3)]
     boundary = ((i + 1) % stages == 0) & active
+    if "defect" in needed:
+        # What a refresh keeps holds less of its noise; the solver took all of it.
+        share = torch.where(boundary, a.measures[:, noisy.SHARE], 0.0)[:, None]
+        e = torch.where(share != 0, e - share * delta, e)
+
+    back = [a.latents[(i + 1 - k * stages) % ring, sample].double() for k in (1, 2, 3)]
     third = (x_next - 3 * back[0] + 3 * back[1] - back[2]).square().sum(1)
     change = x_next - back[0]
     first = change.square().sum(1) if "third" in needed else change.abs().sum(1)
@@ -187,15 +194,27 @@ def unchecked_step(a: Arguments, fresh: bool) -> None:
     following = (i + 1).clamp(max=T - 1)
     predicted = torch.zeros_like(a.threshold, dtype=torch.float64)
     if a.criterion == PLAN:
-        predicted = a.rule_table[following, 0, 0].double()
+        predicted = a.rule_table[following, 0, 0, 0].double()
     if "defect" in needed:
-        spread = (defect / elements).sqrt() * entry[:, 6]
-        a.measures[:, 0] = torch.where(began & boundary, spread, a.measures[:, 0])
+        most = a.output_noise.double().square()
+        measures = noisy.measure(a.measures, entry, defect / elements, most)
+        measures = torch.where((began & boundary)[:, None], measures, a.measures)
+        own = noisy.kept(measures, entry)
+        a.measures.copy_(torch.where((began & (most > 0))[:, None], own, measures))
         skips = _distance((run - 1) // stages + 1, a.rule_table.shape[2])
         gap = _distance(last_call - call_before, a.rule_table.shape[1])
-        cost = a.rule_table[last_call, gap, skips]
-        predicted = a.measures[:, 0] * cost.double()
+        predicted = noisy.predict(a.measures, a.rule_table[last_call, gap, skips].double())
     refresh, value = decide(rule, i, run, *sums, elements, predicted, a.threshold.double())
+    if "defect" in needed:
+        gap, previous = (
+            _distance(following - last_call, size),
+            _distance(last_call - call_before, size),
+        )
+        share = noisy.share(a.measures, a.weights[following, gap, previous].double())
+        ahead = (following + 1) % stages == 0
+        share = torch.where(ahead, share, 0.0)
+        own = a.measures[:, noisy.SHARE]
+        own.copy_(torch.where(active & refresh & (i + 1 < T), share, own))
 
     def write(buffer, slot, values, where):
         old = buffer[slot, sample]
@@ -207,7 +226,7 @@ def unchecked_step(a: Arguments, fresh: bool) -> None:
         write(a.history, i % (K - 1), h, active)
     if "first" in needed:
         latest = torch.stack([first, first_1], dim=1)
-        a.measures.copy_(torch.where(boundary[:, None], latest, a.measures))
+        a.measures[:, :2] = torch.where(boundary[:, None], latest, a.measures[:, :2])
     going_on = active & (i + 1 < T)
     if a.outputs is not None:
         write(a.outputs, nfe % OUTPUTS, e, began)

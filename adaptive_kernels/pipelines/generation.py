@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..rules.config import AdaptiveConfig
+from ..rules.precision import largest_noise
 from .caller import Caller
 from .calls import Calls
-from .networks import method
+from .networks import dtype_of, guidance_of, method
 from .record import Record, Sampling
 from .solver.arguments import NEEDED, parameters, samples_of
 from .solver.choose import Choice
@@ -40,7 +41,8 @@ class Generation:
     """
 
     def __init__(self, pipe: Any, networks: dict, config: AdaptiveConfig, record: Record):
-        self.scheduler, self.config, self.record = pipe.scheduler, config, record
+        self.pipe, self.scheduler = pipe, pipe.scheduler
+        self.config, self.record = config, record
         self.networks, self.caller = networks, Caller(pipe)
         names = {id(module): name for name, module in networks.items()}
         self.calls = Calls(names, record, self._may_skip)
@@ -121,7 +123,14 @@ class Generation:
         """A sampling's first step; why: there was another one that it does not go on with."""
         before = self.sampling
         samples = samples_of(given["sample"], self.calls.latents)
-        choice = Choice(self.scheduler, self.config, given, samples)
+        latents = self.calls.latents
+        doubled = latents is not None and latents[0] > given["sample"].shape[0]
+        most = largest_noise(
+            self.config.output_noise,
+            dtype_of(self.networks),
+            guidance_of(self.pipe, doubled),
+        )
+        choice = Choice(self.scheduler, self.config, given, samples, most)
         self.solver = choice.solver
         self.course = Course(self.scheduler, choice)
         if choice.scales is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..sampling.network import network_dtype
+
 # Components that diffusers' pipelines call at every step, by the names they give to them.
 NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder", "controlnet")
 # What the sources of pipelines that cannot be served have, and why they cannot.
@@ -84,6 +86,30 @@ def find(pipe: Any, names: tuple[str, ...] | None) -> dict[str, torch.nn.Module]
                 f"got {name!r}"
             )
     return {name: getattr(pipe, name) for name in names}
+
+
+def dtype_of(networks: dict[str, torch.nn.Module]) -> torch.dtype:
+    """What the networks run in: the noisiest of those that predict something."""
+    found = []
+    for name, module in networks.items():
+        if name not in _FEEDING:
+            with contextlib.suppress(TypeError):
+                found.append(network_dtype(module))
+    return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def guidance_of(pipe: Any, doubled: bool) -> float | None:
+    """The scale that combines a pipeline's two predictions; None where there is one, or no word.
+
+    doubled: whether its network is called with more rows than there are latents.
+    """
+    if not getattr(pipe, "do_classifier_free_guidance", doubled):
+        return None
+    scale = getattr(pipe, "guidance_scale", None)
+    if isinstance(scale, torch.Tensor):
+        # A scale for every frame.
+        scale = scale.max().item() if scale.numel() else None
+    return float(scale) if isinstance(scale, (int, float)) else None
 
 
 def names_of(networks: Any) -> tuple[str, ...] | None:

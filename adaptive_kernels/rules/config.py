@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from .criteria import CRITERIA, LARGEST, Criterion, Rule, parse
 from .plan import Plan
+from .precision import noise_size
 
 __all__ = ["AdaptiveConfig", "Rule"]
 
@@ -55,6 +56,11 @@ class AdaptiveConfig:
         repair: whether a refresh makes up for what the skipped steps before it did wrong; with
             fill "linear" only. None: under "defect", where the solver adds no noise.
         plan: the `Plan` of criterion "plan".
+        output_noise: how much the network's rounding adds to its outputs, rms against outputs of
+            about unit size; "defect" does not take that for the fill's error. None: from the dtype
+            of what the network is fed. A dtype, where that does not tell (autocast); a number, or
+            one for each step, as `measure_output_noise` finds them for 8-bit networks; 0: none.
+            Kept as numbers.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -68,6 +74,7 @@ class AdaptiveConfig:
     granularity: str = "sample"
     repair: bool | None = None
     plan: Plan | None = None
+    output_noise: float | tuple[float, ...] | None = None
 
     def __post_init__(self):
         kind, period = parse(self.criterion)
@@ -78,6 +85,7 @@ class AdaptiveConfig:
         if self.threshold is not None:
             _threshold(self.threshold)
         _fill(self, kind, period)
+        object.__setattr__(self, "output_noise", noise_size(self.output_noise))
 
     @classmethod
     def recommended(cls) -> "AdaptiveConfig":
@@ -139,6 +147,11 @@ def _fill(config, kind, period):
     if kind == "plan" and config.warmup not in (None, 1):
         raise ValueError(
             f"warmup must be None for a plan, which fixes its calls, got {config.warmup}"
+        )
+    if config.output_noise is not None and "defect" not in CRITERIA[kind].sums:
+        raise ValueError(
+            f"output_noise goes with criterion 'defect', got {config.output_noise!r} with "
+            f"{config.criterion!r}"
         )
     if config.plan is not None and not isinstance(config.plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(config.plan).__name__}")

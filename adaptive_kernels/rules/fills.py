@@ -7,8 +7,8 @@ refreshes before step i:
     repair     had the skipped steps used rho_j delta more, rho_j = (lam_j - lam_n0)(lam_j - lam_n1)
                / ((lam_i - lam_n0)(lam_i - lam_n1)), x_{i+1} would be dx delta away: c delta on top
                of the new output makes up for the share 1 / (1 + |dx_i| / sigma_i) of it
-    run        predicted error after q skipped steps: D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|
-               with u = asinh(sb / 4), D = rms(delta) / |(lam_i - lam_n0)(lam_i - lam_n1)|
+
+How far a run goes, and what a network's rounding counts for, is module `defect`.
 
 The response dx is the table's own recurrence, so any linear solver has its repair. It is exact for
 solvers of one step; one with a history or two stages keeps a part of the error in its history,
@@ -26,6 +26,7 @@ from torch.utils._device import set_device
 from ..solvers.table import SolverTable
 from .config import AdaptiveConfig
 from .criteria import longest_run
+from .defect import noise_shares, run_table
 from .planned import planned_tables
 from .tables import FillTables, pack, rows_of
 
@@ -118,15 +119,20 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
         )
     repair = full.criterion == "defect" if full.repair is None else full.repair
     weights = linear_weights(table, coords, size, full.warmup, repair and not stochastic(table))
-    cost = run_cost(table, coords, size, full.max_skip) if full.criterion == "defect" else None
-    cost = None if cost is None else cost.float()
-    return FillTables(rows, weights.float(), cost, rule, *first)
+    if full.criterion != "defect":
+        return FillTables(rows, weights.float(), None, rule, *first)
+    weights[..., -1] = noise_shares(table, coords.w, full.output_noise)[:, None, None]
+    costs = run_table(table, coords.lam, coords.asinh, weights, full.max_skip)
+    return FillTables(rows, weights.float(), costs.float(), rule, *first)
 
 
 def linear_weights(
     table: SolverTable, coords: Coordinates, size: int, warmup: int, repair: bool
 ) -> Tensor:
-    """[T, size, size, 7] float64: f, r, spread of the linear fill by step, gap, previous gap."""
+    """[T, size, size, 8] float64: entries of the linear fill by step, gap and previous gap.
+
+    Their noise, the last, is zero.
+    """
     steps, lam = table.num_steps, coords.lam
     i = torch.arange(steps)[:, None, None]
     gap = torch.arange(1, size + 1)[None, :, None]
@@ -189,31 +195,4 @@ def _respond(table: SolverTable, j: Tensor, dx: Tensor, dh: list[Tensor], depth:
     out = table.A[j, None] * dx
     for k in range(min(depth, len(dh))):
         out = out + table.C[j, k, None] * dh[-1 - k]
-    return out
-
-
-def run_cost(table: SolverTable, coords: Coordinates, size: int, max_skip: int) -> Tensor:
-    """[T, size, Q] float64: predicted error per unit of D after a run of 1 .. Q skipped steps."""
-    steps, stages = table.num_steps, table.stages
-    count = max(1, min(max_skip, steps))
-    # Both stages of a step carry it, whichever of them moves the level.
-    whole = torch.arange(steps) // stages * stages
-    end = (whole + stages).clamp(max=steps)
-    weight = (coords.asinh[end] - coords.asinh[whole]).abs() / (end - whole)
-    i = torch.arange(steps)[:, None]
-    n0 = (i - torch.arange(1, size + 1)[None, :]).clamp(0)
-    total = torch.zeros(steps, size, dtype=torch.float64)
-    out = torch.zeros(steps, size, count, dtype=torch.float64)
-    for q in range(count):
-        for stage in range(stages):
-            j = i + 1 + q * stages + stage
-            inside = j < steps
-            j = j.clamp(max=steps - 1)
-            term = (
-                weight[j]
-                * ((coords.lam[j] - coords.lam[i]) * (coords.lam[j] - coords.lam[n0])).abs()
-            )
-            # Nothing is predicted without error, not even at the level of the refresh itself.
-            total = total + torch.where(inside, term.clamp(min=1e-12), 0.0)
-        out[:, :, q] = total
     return out

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..solvers.table import SolverTable
 from .config import AdaptiveConfig
-from .tables import pack
+from .tables import PREDICTORS, pack
 
 
 def updates(table: SolverTable) -> Tensor:
@@ -43,11 +43,13 @@ def planned_tables(table: SolverTable, config: AdaptiveConfig) -> tuple[Tensor, 
     if not torch.equal(refresh, refresh[whole]):
         raise ValueError("plan.refresh must call the network at both stages of a step or at none")
     values = torch.tensor(plan.weights, dtype=torch.float64)
-    return planned(values, refresh)[:, None, None].float(), refresh.float()[:, None, None]
+    asked = torch.zeros(len(refresh), 1, 1, PREDICTORS, dtype=torch.float32)
+    asked[:, 0, 0, 0] = refresh.float()
+    return planned(values, refresh)[:, None, None].float(), asked
 
 
 def planned(values: Tensor, called: Tensor) -> Tensor:
-    """[..., 7] float64: the weights of steps whose output is a weighted sum of the last three.
+    """[..., 8] float64: the weights of steps whose output is a weighted sum of the last three.
 
     Args:
         values: [..., 3] float64, newest first; of a step that calls, its own output is the newest.

@@ -10,7 +10,10 @@ from .criteria import Rule
 
 SCALARS = 10  # of a row: p, q, A, S, next input scale, next timestep, u, w, ps, qs; then C
 OUTPUTS = 3  # raw outputs kept
-WEIGHTS = 2 * OUTPUTS + 1  # of an entry: `pack`
+WEIGHTS = 2 * OUTPUTS + 2  # of an entry of the weights: `pack`
+# Of an entry of the rule table: what `defect` predicts per unit of its rate, a_0 .. a_2 and b of
+# the noise beside it (module `defect`).
+PREDICTORS = 2 + OUTPUTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +21,8 @@ class FillTables:
     """What `ops.step` reads of a solver under a config, the same for every sampling."""
 
     rows: Tensor  # [T, 10 + K] float32
-    weights: Tensor | None  # [T, G, G, 7] float32; None: outputs are reused as they are
-    rule_table: Tensor | None  # [T, G, Q] float32: what the criterion looks up
+    weights: Tensor | None  # [T, G, G, 8] float32; None: outputs are reused as they are
+    rule_table: Tensor | None  # [T, G, Q, 5] float32: what the criterion looks up
     rule: Rule
     input_scale: float  # c_0 of the first network input
     timestep: Tensor  # [1] float32 or int64: t_0
@@ -38,10 +41,17 @@ class FillTables:
         return self._elsewhere[device]
 
 
-def pack(fill: Tensor, repair: Tensor, spread: Tensor | None = None) -> Tensor:
-    """[..., 7]: an entry of the weights as csrc/core/step.h has it: f and r [..., 3], spread."""
-    spread = torch.zeros_like(fill[..., 0]) if spread is None else spread
-    return torch.cat((fill, repair, spread[..., None]), dim=-1)
+def pack(
+    fill: Tensor, repair: Tensor, spread: Tensor | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """[..., 8]: an entry of the weights as csrc/core/step.h has it.
+
+    Args:
+        fill, repair: f and r, [..., 3]. spread, noise: [...]; None is zero.
+    """
+    zero = torch.zeros_like(fill[..., 0])
+    last = torch.stack([zero if value is None else value for value in (spread, noise)], dim=-1)
+    return torch.cat((fill, repair, last), dim=-1)
 
 
 def rows_of(table: SolverTable, u: Tensor, w: Tensor, ps: Tensor, qs: Tensor) -> Tensor:

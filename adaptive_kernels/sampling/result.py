@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..rules import criteria, defect
 from .state import State
 
 
@@ -17,7 +19,8 @@ class SamplingResult:
     T rows of the solver's table (its network calls when nothing is skipped), B samples.
     ``score[i]`` decided row i: left over right side of the criterion, NaN where none was asked.
     ``nonfinite``: whether a sample's latents hold NaN or Inf. ``executor``, ``executor_why``: which
-    one ran, and why that one and not those before it.
+    one ran, and why that one and not those before it. ``output_noise``: what ``defect`` found of
+    the network's own noise in guided outputs, rms in their units; 0 where it looked for none.
     """
 
     latents: Tensor  # [B, ...] float32
@@ -27,6 +30,7 @@ class SamplingResult:
     nonfinite: Tensor  # [B] bool: NaN or Inf in the final latents
     executor: str = "eager"  # which one ran it: "graph", "groups" or "eager"
     executor_why: str = ""  # why that one, and why not those before it
+    output_noise: Tensor | None = None  # [B] float32
 
     def __repr__(self) -> str:
         lost = f", {count} with NaN or Inf" if (count := int(self.nonfinite.sum())) else ""
@@ -87,7 +91,15 @@ def result_of(
         nonfinite=nonfinite,
         executor=executor,
         executor_why=why,
+        output_noise=_noise(state),
     )
+
+
+def _noise(state: State) -> Tensor:
+    """[B] float32: the noise that the rule found in the network's outputs."""
+    if "defect" in criteria.of(state.rule.criterion).sums:
+        return state.measures[:, defect.VARIANCE].sqrt().float()
+    return torch.zeros_like(state.threshold)
 
 
 def warn_of_nonfinite(result: SamplingResult) -> None:

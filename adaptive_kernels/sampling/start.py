@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
 from ..rules.fills import fill_tables
+from ..rules.precision import largest_noise
 from ..rules.tables import FillTables
 from ..solvers.table import SolverTable
 
@@ -18,6 +19,7 @@ class Inputs:
 
     guidance_scale: Tensor  # [B] float32
     threshold: Tensor  # [B] float32
+    output_noise: Tensor  # [B] float32
     seed: Tensor  # [B] int64
     noise: Tensor | None  # [T, B, N] float32
 
@@ -65,10 +67,17 @@ class Start:
         device, batch = latents.device, latents.shape[0]
         x = latents.reshape(batch, latents.shape[1:].numel()).float()
         threshold = config.resolved().threshold
+        most = 0.0
+        if "defect" in config.kind.sums:
+            most = largest_noise(config.output_noise, dtype, guidance_scale)
+            if config.granularity == "batch" and guidance_scale is not None and batch:
+                # Samples that decide together measure one defect.
+                most = most.square().mean().sqrt()
         none = torch.zeros(batch, dtype=torch.float32, device=device)
         inputs = Inputs(
             none if guidance_scale is None else guidance_scale,
             none + threshold,
+            none + most,
             torch.arange(batch, dtype=torch.int64, device=device) if seed is None else seed,
             None if noise is None else noise.reshape(table.num_steps, *x.shape).contiguous(),
         )

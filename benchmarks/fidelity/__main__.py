@@ -15,7 +15,7 @@ import torch
 from adaptive_kernels.pictures import decisions_picture
 
 from . import features, folder, pictures
-from .problem import SOLVERS, shipped
+from .problem import DTYPES, SOLVERS, shipped
 from .records import Records, appearing
 from .run import METHODS, Cell, Entry, Laboratory
 from .table import rows, summary, write_csv
@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--solvers", **several, metavar="NAME", help=f"of {', '.join(SOLVERS)}; with --model "
            f"also {folder.OWN}; None: all of them, with --model {folder.OWN}")  # fmt: skip
     option("--steps", **several, type=count, default=[50, 28, 20], metavar="N", help="solver steps")
+    option("--dtypes", **several, choices=list(DTYPES), default=["float32"], metavar="NAME",
+           help=f"of the shipped network, of {', '.join(DTYPES)}; every figure is measured against "
+           "the float32 network's full run")  # fmt: skip
     option("--budgets", **several, type=share, default=[0.2, 0.26, 0.32, 0.4, 0.5], metavar="X",
            help="mean network calls as shares of the steps")  # fmt: skip
     option("--methods", **several, metavar="NAME", help="None: all")
@@ -89,7 +92,10 @@ def _cells(arguments: argparse.Namespace) -> list[Cell]:
         if arguments.prompts is not None:
             raise ValueError(f"prompts need a model, got {arguments.prompts} and no model")
         scale = SHIPPED_GUIDANCE if guidance is None else guidance
-        return [Cell(s, n, shipped(s, n, samples, scale)) for s, n in grid]
+        dtypes = _unique(arguments.dtypes)
+        return [Cell(s, n, shipped(s, n, samples, scale, d)) for s, n in grid for d in dtypes]
+    if arguments.dtypes != ["float32"]:
+        raise ValueError(f"dtypes are the shipped network's, got {arguments.dtypes} and a model")
     lines = arguments.prompts.read_text().splitlines() if arguments.prompts else []
     prompts = [line.strip() for line in lines if line.strip()]
     given = (samples, guidance, prompts)

@@ -49,7 +49,7 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
     """
     if not table:
         raise ValueError("table must have a row, got none")
-    solvers = list(dict.fromkeys(row["solver"] for row in table))
+    solvers = list(dict.fromkeys(map(_solver, table)))
     counts = list(dict.fromkeys(row["steps"] for row in table))
     drawn = [row for row in table if row["psnr_db"] is not None]
     names = {row["method"] for row in table}
@@ -77,7 +77,7 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
             points = {
                 (r["nfe_mean"], r["psnr_db"], r["worst_tenth_db"])
                 for r in drawn
-                if (r["solver"], r["steps"], r["method"]) == (solver, steps, name)
+                if (_solver(r), r["steps"], r["method"]) == (solver, steps, name)
             }
             calls, mean, worst = zip(*sorted(points), strict=True) if points else ((), (), ())
             lines[name] = axes.plot(calls, mean, **style)[0]
@@ -99,6 +99,10 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
         frameon=False,
     )
     figure.savefig(path, dpi=DPI, format="png")
+
+
+def _solver(row: dict) -> str:
+    return row["solver"] if row["dtype"] == "float32" else f"{row['solver']} {row['dtype']}"
 
 
 def nfe_picture(

@@ -23,6 +23,7 @@ _BETAS = {
 # "trailing" starts every count of steps at the same level; fewer steps are then a fair comparison.
 _TRAILING = {**_BETAS, "timestep_spacing": "trailing"}
 SOLVERS = ("ddim", "euler", "dpm2m", "unipc", "flow")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Problem:
     batch: Callable[[int], Batch]
     group_names: tuple[str, ...]
     decode: Callable[[Tensor], Tensor]  # latents [B, ...] -> images [B, C, H, W] in [-1, 1]
+    dtype: str = "float32"  # of the network
+    exact: Problem | None = None  # the same with a float32 network; None: this is it
 
     _tables: dict[int, SolverTable] = field(default_factory=dict, init=False, repr=False)
 
@@ -62,12 +65,24 @@ class Problem:
             self._tables[steps] = SolverTable.from_scheduler(self.scheduler(), steps)
         return self._tables[steps]
 
+    @property
+    def reference(self) -> Problem:
+        """Whose full run every figure is measured against."""
+        return self.exact or self
+
 
 def shipped(
-    solver: str, steps: int, samples_per_class: int = 4, guidance_scale: float = 2.0
+    solver: str,
+    steps: int,
+    samples_per_class: int = 4,
+    guidance_scale: float = 2.0,
+    dtype: str = "float32",
 ) -> Problem:
-    """The shipped Fashion-MNIST model under one of SOLVERS."""
-    model = demo_model.load_demo_model()
+    """The shipped Fashion-MNIST model under one of SOLVERS, in one of DTYPES."""
+    model = demo_model.load_demo_model(DTYPES[dtype])
+    exact = None
+    if dtype != "float32":
+        exact = shipped(solver, steps, samples_per_class, guidance_scale)
 
     def batch(seed: int) -> Batch:
         labels = torch.arange(demo_model.NUM_CLASSES).repeat_interleave(samples_per_class)
@@ -78,7 +93,7 @@ def shipped(
         return Batch(noise, {"class_labels": labels}, {"class_labels": null}, labels, seed)
 
     return Problem(
-        f"{solver}-{steps}",
+        f"{solver}-{steps}" if exact is None else f"{solver}-{steps}-{dtype}",
         FlowModel(model) if solver == "flow" else model,
         lambda: make_scheduler(solver),
         steps,
@@ -86,6 +101,8 @@ def shipped(
         batch,
         demo_model.CLASS_NAMES,
         lambda latents: latents.clamp(-1, 1),
+        dtype,
+        exact,
     )
 
 
@@ -108,7 +125,9 @@ class FlowModel(torch.nn.Module):
     """The shipped eps network on a flow-matching grid: x = (1 - s) x0 + s eps, output eps - x0.
 
     Its level is the one of the training schedule with the same sigma / alpha; at s near 1 that
-    ratio is capped at the largest the network was trained for.
+    ratio is capped at the largest the network was trained for. What is around the network is
+    computed in float32, as the network's own rounding is what half precision is about; at s near 1
+    it counts 1 / (1 - s) times as much in the output.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -122,6 +141,7 @@ class FlowModel(torch.nn.Module):
 
     def forward(self, model_input: Tensor, timestep: Tensor, **conditioning: Any) -> Tensor:
         """model_input: [rows, 1, 32, 32]; timestep: [rows], 1000 s. Returns eps - x0."""
+        dtype, model_input = model_input.dtype, model_input.float()
         s = timestep.double() / 1000
         ratio = (s / (1 - s)).clamp(self.ratios[0], self.ratios[-1])
         upper = torch.searchsorted(self.ratios, ratio).clamp(1, len(self.ratios) - 1)
@@ -136,7 +156,7 @@ class FlowModel(torch.nn.Module):
         norm = torch.hypot(1 - s, s)
         eps = self.model(model_input / rows(norm), level, **conditioning)
         x0 = (model_input - rows(s) * eps) / rows(one - s)
-        return eps - x0
+        return (eps - x0).to(dtype)
 
 
 def worst_tenth(db: Tensor) -> float:

@@ -39,6 +39,11 @@ class Cell(NamedTuple):
     steps: int
     problem: Problem
 
+    @property
+    def reference(self) -> Cell:
+        """The cell whose full run this one is measured against."""
+        return self._replace(problem=self.problem.reference)
+
 
 class Entry(NamedTuple):
     """A row of the table: a method at the setting that a budget asks for."""
@@ -93,6 +98,8 @@ class Laboratory:
         with tqdm(total=total, disable=not self.progress, bar_format=format) as bar:
             for i, cell in enumerate(cells):
                 references: dict[int, Tensor] = {}
+                if cell.problem.exact is not None:
+                    self._full(cell.reference, {}, bar)
                 for j, method in enumerate(methods):
                     bar.set_description(f"{cell.problem.name} {method.name}", refresh=False)
                     # Only an estimate before the settings are known.
@@ -101,15 +108,20 @@ class Laboratory:
                     bar.refresh()
                     for share, setting in self._settings(cell, method, shares, bar):
                         entries.append(Entry(cell, method.name, setting, share))
-                        seeds = self.seeds
                         if method is ours.FULL:
-                            seeds = [*seeds, *self.tuning_seeds]
-                        for seed in seeds:
+                            self._full(cell, references, bar)
+                            continue
+                        for seed in self.seeds:
                             self._ensure(cell, method, setting, seed, references)
                             bar.update()
             bar.total = bar.n
             bar.refresh()
         return entries
+
+    def _full(self, cell: Cell, references: dict[int, Tensor], bar: tqdm) -> None:
+        for seed in (*self.seeds, *self.tuning_seeds):
+            self._ensure(cell, ours.FULL, float(cell.steps), seed, references)
+            bar.update()
 
     def _expected(self, method: Method, shares: Sequence[float]) -> int:
         if method is ours.FULL:
@@ -159,13 +171,14 @@ class Laboratory:
         # A record made without the feature weights is completed from its images.
         record = self.records.load(*key) if names else self._sample(cell, method, setting, seed)
         images = record["images"].float()
-        if method is not ours.FULL and seed not in references:
-            full = (cell.problem.name, ours.FULL.name, float(cell.steps), seed)
+        exact = method is ours.FULL and cell.problem.exact is None
+        if not exact and seed not in references:
+            full = (cell.problem.reference.name, ours.FULL.name, float(cell.steps), seed)
             references[seed] = self.records.load(*full, only=["images"])["images"]
-        reference = images if method is ours.FULL else references[seed]
+        reference = images if exact else references[seed]
         if not names:
             record |= {"psnr": psnr(images, reference), "ssim": ssim(images, reference)}
-            if method is not ours.FULL:
+            if not exact:
                 record["images"] = images.half()
         if self.features is not None:
             record["lpips"] = self.features.lpips(images, reference)

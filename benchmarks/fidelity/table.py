@@ -16,10 +16,11 @@ from .records import Records, appearing
 from .run import Entry
 
 COLUMNS = (
-    *("solver", "steps", "method", "budget", "setting", "samples"),
+    *("solver", "steps", "dtype", "method", "budget", "setting", "samples"),
     *("nfe_mean", "nfe_std", "nfe_min", "nfe_max"),
     *("psnr_db", "psnr_db_low", "psnr_db_high"),
     *("worst_tenth_db", "worst_tenth_db_low", "worst_tenth_db_high", "identical", "nonfinite"),
+    *("independent_db", "independent_worst_tenth_db"),
     *("ssim", "lpips", "kid", "kid_std", "kid_other", "kid_other_std", "wall_s", "speedup"),
 )
 FIGURES = ("nfe", "psnr", "ssim", "lpips", "nonfinite", "wall_s")
@@ -36,6 +37,8 @@ def rows(
     - psnr_db: mean against the full run's images in [-1, 1], without the samples that are
       identical to them, counted in `identical`; worst_tenth_db: mean of the worst tenth. low and
       high: 95 % interval, bootstrapped over the samples.
+    - independent_*: the same, were the error of this method at this setting with a float32 network
+      and that of the network's own full run independent; of other dtypes, where both are known.
     - nonfinite: samples with NaN or Inf in their latents; their images are grey there.
     - ssim, lpips: mean against the full run's images.
     - kid, kid_std: on EfficientNet features, against the full run's images of the same noise, as an
@@ -58,11 +61,12 @@ def rows(
     table = []
     for cell, method, setting, budget in entries:
         key = (cell.problem.name, method, setting)
-        full = (cell.problem.name, FULL.name, float(cell.steps))
+        full = (cell.problem.reference.name, FULL.name, float(cell.steps))
+        own_full = (cell.problem.name, FULL.name, float(cell.steps))
         if full not in figures_of:
             # Another cell begins.
             features.clear()
-        for entry in (full, key):
+        for entry in (full, own_full, key):
             if entry not in figures_of:
                 loaded = [records.load(*entry, seed, only=FIGURES) for seed in seeds]
                 figures_of[entry] = figures(
@@ -71,9 +75,11 @@ def rows(
                 own, same = features_of(entry, seeds), features_of(full, seeds)
                 figures_of[entry] |= _kid("kid", own, same if entry != full else None)
                 figures_of[entry] |= _kid("kid_other", own, features_of(full, tuning_seeds))
-        row = {"solver": cell.solver, "steps": cell.steps, "method": method}
-        row |= {"budget": budget, "setting": setting, **figures_of[key]}
-        row["speedup"] = figures_of[full]["wall_s"] / row["wall_s"]
+        row = {"solver": cell.solver, "steps": cell.steps, "dtype": cell.problem.dtype}
+        row |= {"method": method, "budget": budget, "setting": setting, **figures_of[key]}
+        row["speedup"] = figures_of[own_full]["wall_s"] / row["wall_s"]
+        exact = (cell.problem.reference.name, method, setting)
+        row |= _independent(records, seeds, () if method == FULL.name else (exact, own_full))
         table.append({name: row[name] for name in COLUMNS})
     return table
 
@@ -110,6 +116,23 @@ def figures(arrays: dict[str, torch.Tensor]) -> dict:
     return result
 
 
+def _independent(
+    records: Records, seeds: Sequence[int], parts: Sequence[tuple]
+) -> dict[str, float | None]:
+    """The figures of samples whose squared errors are the sums of those of other records."""
+    names = ("independent_db", "independent_worst_tenth_db")
+    known = parts and all(records.names(*part, seed) for part in parts for seed in seeds)
+    if not known or parts[0][0] == parts[1][0]:
+        return dict.fromkeys(names)
+    squares = 0.0
+    for part in parts:
+        db = torch.cat([records.load(*part, seed, only=["psnr"])["psnr"] for seed in seeds])
+        squares = squares + 10 ** (-db.double() / 10)
+    db = (-10 * squares.log10()).sort().values
+    worst = db[: math.ceil(len(db) / 10)]
+    return dict(zip(names, (db.mean().item(), worst.mean().item()), strict=True))
+
+
 def _interval(
     x: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float, float]:  # of the sample, low, high
@@ -140,9 +163,10 @@ def summary(table: Sequence[dict], best: int = 4) -> str:
     A method met it whose mean NFE is at most 5 % or half a call above.
     """
     lines = []
-    cells = dict.fromkeys((row["solver"], row["steps"]) for row in table)
+    cells = dict.fromkeys((row["solver"], row["steps"], row["dtype"]) for row in table)
     for cell in cells:
-        inside = [r for r in table if (r["solver"], r["steps"]) == cell and r["method"] != "full"]
+        here = [r for r in table if (r["solver"], r["steps"], r["dtype"]) == cell]
+        inside = [r for r in here if r["method"] != "full"]
         for budget in sorted({row["budget"] for row in inside}):
             calls = budget * cell[1]
             met = {
@@ -152,7 +176,8 @@ def summary(table: Sequence[dict], best: int = 4) -> str:
             }
             first = sorted(met.values(), key=lambda r: -_decibel(r["psnr_db"]))[:best]
             named = (f"{r['method']} {_decibel(r['psnr_db']):.1f}" for r in first)
-            lines.append(f"{cell[0]}-{cell[1]}, {calls:.1f} calls: {', '.join(named)}")
+            dtype = "" if cell[2] == "float32" else f" {cell[2]}"
+            lines.append(f"{cell[0]}-{cell[1]}{dtype}, {calls:.1f} calls: {', '.join(named)}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@
 //   skipped step    h = ps x + qs (f_0 E_0 + f_1 E_1 + f_2 E_2)
 //   refresh         h = p x + q m + qs (r_0 e + r_1 E_0 + r_2 E_1)
 //   defect          e - (f_0 E_0 + f_1 E_1 + f_2 E_2)    at a refresh
+//   kept output     e - share defect                     core/defect.h
 //
 // Knows no tensors and no torch; compiles for host and device. Every implementation adds in the
 // order written here, and the build forbids contraction into fused multiply-adds on the host, so
@@ -41,13 +42,14 @@ struct Row {
 };
 
 constexpr int64_t kOutputs = 3;  // raw outputs kept
-constexpr int64_t kWeights = 7;
+constexpr int64_t kWeights = 8;
 
 // An entry of FillTables.weights: of a step, by the distances to the last refresh before it and
 // from that one to the refresh before.
 struct Weights {
   float f[kOutputs], r[kOutputs];
-  float spread;  // of the rule `defect`: predicted error per unit of rms defect, before its run
+  // Of the rule `defect`: its rate per unit of rms defect, and the noise of e per unit of m's.
+  float spread, noise;
 };
 
 AK_HD Row row_at(const float* rows, int64_t width, int64_t step) {
@@ -75,6 +77,12 @@ AK_HD V kept_output(const R& row, V x, V m) {
 template <typename R, typename V>
 AK_HD V update(const R& row, V x, V h) {
   return row.A * x + row.first() * h;
+}
+
+// What a refresh leaves behind for later steps.
+template <typename V>
+AK_HD V leave_output(V e, V fill, float share) {
+  return e - share * (e - fill);
 }
 
 // Of two outputs, as the linear fill has it.

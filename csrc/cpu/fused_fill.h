@@ -11,7 +11,12 @@ namespace ak {
 struct FillStreams {
   const float *e0, *e1;
   float* e;
+  float share;
 };
+
+// What a step does with them: fills, or takes the network's, measures the fill's defect, and leaves
+// a share of it out of what it keeps.
+enum Kind { kSkipped, kCalled, kMeasured, kShared };
 
 struct FillLatents {
   const float* x;
@@ -19,23 +24,25 @@ struct FillLatents {
 };
 
 // The elements from i on that fit V; their terms of the defect are added to the sum.
-template <bool kFresh, bool kMeasure, bool kRepair, bool kGuided, typename V, typename T>
+template <Kind kKind, bool kRepair, bool kGuided, typename V, typename T>
 AK_HD void fused_fill_at(const Near& row, const Weights& w, int64_t i, const Network<T>& net,
                          const FillLatents& latents, const FillStreams& out, V* sum) {
   const V x = load_as<V>(latents.x + i);
   const V e0 = load_as<V>(out.e0 + i), e1 = load_as<V>(out.e1 + i);
   V h;
-  if (kFresh) {
+  if (kKind != kSkipped) {
     V m = load_as<V>(net.m + i);
     if (kGuided) m = guide(m, load_as<V>(net.conditional + i), net.guidance_scale);
     h = keep(row, x, m);
     const V e = kept_output(row, x, m);
-    if (kMeasure) {
-      const V d = e - fill(w, e0, e1);
-      *sum += d * d;
-    }
     if (kRepair) h = h + repair(row, w, e, e0, e1);
-    store(e, out.e + i);
+    if (kKind == kCalled) {
+      store(e, out.e + i);
+    } else {
+      const V filled = fill(w, e0, e1), d = e - filled;
+      *sum += d * d;
+      store(kKind == kShared ? leave_output(e, filled, out.share) : e, out.e + i);
+    }
   } else {
     h = keep_filled(row, x, fill(w, e0, e1));
   }
@@ -45,7 +52,7 @@ AK_HD void fused_fill_at(const Near& row, const Weights& w, int64_t i, const Net
   if (kGuided) store(row.input_scale * next, net.conditional_input + i);
 }
 
-template <bool kFresh, bool kMeasure, bool kRepair, bool kGuided, typename T>
+template <Kind kKind, bool kRepair, bool kGuided, typename T>
 AK_HD void fused_fill(const Row& from, const Weights& weights, int64_t n, const Network<T>& net,
                       const FillLatents& latents, const FillStreams& out, Vec* lanes) {
   const Near row(from);
@@ -53,45 +60,48 @@ AK_HD void fused_fill(const Row& from, const Weights& weights, int64_t n, const 
   const int64_t whole = n / kLanes * kLanes;
   Vec sum = *lanes;
   for (int64_t i = 0; i < whole; i += kLanes)
-    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(row, w, i, net, latents, out, &sum);
+    fused_fill_at<kKind, kRepair, kGuided>(row, w, i, net, latents, out, &sum);
   float last[kLanes] = {};
   for (int64_t i = whole; i < n; ++i)
-    fused_fill_at<kFresh, kMeasure, kRepair, kGuided>(row, w, i, net, latents, out,
-                                                      &last[i - whole]);
+    fused_fill_at<kKind, kRepair, kGuided>(row, w, i, net, latents, out, &last[i - whole]);
   *lanes = sum + load_as<Vec>(last);
 }
 
-template <bool kFresh, bool kMeasure, bool kRepair, typename T>
+template <Kind kKind, bool kRepair, typename T>
 AK_HD void fused_fill_typed(const Args& a, const Sample& s, int64_t begin, int64_t n, Vec* lanes) {
   const int64_t at = s.b * a.N + begin, half = a.guided ? a.B * a.N : 0;
   const T* output = static_cast<const T*>(a.model_output) + at;
   T* input = static_cast<T*>(a.model_input) + at;
   const Network<T> net = {output, output + half, input, input + half, a.guidance_scale[s.b]};
-  const FillStreams out = {s.outputs[0] + begin, s.outputs[1] + begin, s.output + begin};
+  const FillStreams out = {s.outputs[0] + begin, s.outputs[1] + begin, s.output + begin, s.share};
   const FillLatents latents = {s.x + begin, s.x_next + begin};
   if (a.guided)
-    fused_fill<kFresh, kMeasure, kRepair, true>(s.row, s.weights, n, net, latents, out, lanes);
+    fused_fill<kKind, kRepair, true>(s.row, s.weights, n, net, latents, out, lanes);
   else
-    fused_fill<kFresh, kMeasure, kRepair, false>(s.row, s.weights, n, net, latents, out, lanes);
+    fused_fill<kKind, kRepair, false>(s.row, s.weights, n, net, latents, out, lanes);
+}
+
+template <bool kRepair, typename T>
+AK_HD void fused_refresh(const Args& a, const Sample& s, int64_t begin, int64_t n, Vec* lanes) {
+  if (!needs_defect(a.rule.criterion))
+    fused_fill_typed<kCalled, kRepair, T>(a, s, begin, n, lanes);
+  else if (s.share == 0.0f)
+    fused_fill_typed<kMeasured, kRepair, T>(a, s, begin, n, lanes);
+  else
+    fused_fill_typed<kShared, kRepair, T>(a, s, begin, n, lanes);
 }
 
 template <typename T>
 AK_HD void fused_fill_tile(const Args& a, const Sample& s, int64_t begin, int64_t n,
                            Partial* sums) {
   const float* r = s.weights.r;
-  const bool repair = r[0] != 0.0f || r[1] != 0.0f || r[2] != 0.0f;
-  const bool measure = needs_defect(a.rule.criterion);
   Vec lanes = {};
   if (!s.fresh)
-    fused_fill_typed<false, false, false, T>(a, s, begin, n, &lanes);
-  else if (measure && repair)
-    fused_fill_typed<true, true, true, T>(a, s, begin, n, &lanes);
-  else if (measure)
-    fused_fill_typed<true, true, false, T>(a, s, begin, n, &lanes);
-  else if (repair)
-    fused_fill_typed<true, false, true, T>(a, s, begin, n, &lanes);
+    fused_fill_typed<kSkipped, false, T>(a, s, begin, n, &lanes);
+  else if (r[0] != 0.0f || r[1] != 0.0f || r[2] != 0.0f)
+    fused_refresh<true, T>(a, s, begin, n, &lanes);
   else
-    fused_fill_typed<true, false, false, T>(a, s, begin, n, &lanes);
+    fused_refresh<false, T>(a, s, begin, n, &lanes);
   float total[kLanes];
   store(lanes, total);
   sums->defect += lanes_sum(total);

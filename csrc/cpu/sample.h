@@ -35,6 +35,7 @@ struct Sample {
   int64_t kept;                    // outputs that exist
   const float* outputs[kOutputs];  // E_0, E_1, E_2
   float* output;                   // where a refresh leaves its own; may be E_2
+  float share;                     // of the defect, that it leaves out of it
   uint64_t seed;
   const float* noise;
 };
@@ -92,6 +93,7 @@ inline Sample locate(const Args& a, int64_t b) {
     for (int64_t k = 0; k < kOutputs; ++k)
       s.outputs[k] = kept(std::max<int64_t>(s.at.nfe - 1 - k, 0));  // read only where it exists
     s.output = kept(s.at.nfe);
+    s.share = share_at(a, s.at);
   }
   s.seed = static_cast<uint64_t>(a.seed[b]);
   if (a.noise) s.noise = a.noise + (s.step * a.B + b) * a.N;

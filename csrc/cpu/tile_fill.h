@@ -49,6 +49,8 @@ AK_HD void keep_output(const Args& a, const Sample& s, int64_t begin, int64_t n,
       h[i] += qs * (r0 * e[i] + old);
     }
   }
+  if (s.share != 0.0f)
+    for (int64_t i = 0; i < n; ++i) e[i] = leave_output(e[i], filled[i], s.share);
   std::copy(e, e + n, s.output + begin);
 }
 

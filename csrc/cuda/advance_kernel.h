@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
+  const float share = kFilled ? share_at(a, at) : 0.0f;  // what is decided here changes it
   const auto stand = [&](int64_t piece, Held* g) {
     g->from = piece * kPiece + threadIdx.x * kAdvanceElements;
     g->n = static_cast<int>(least(kAdvanceElements, a.N - g->from));
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
     } else if (!by_sums || k < last) {
       load(piece, false, &g);
     }
-    if (g.n > 0) run<kFilled, kHistory>(a, at, length, g);
+    if (g.n > 0) run<kFilled, kHistory>(a, at, length, share, g);
   }
   if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, 0);
 }

@@ -117,7 +117,7 @@ __device__ __forceinline__ int64_t known_length(const Args& a, int64_t b) {
 
 // The second half for a piece: takes the steps and writes what they leave.
 template <bool kFilled, int kHistory>
-__device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
+__device__ __forceinline__ void run(const Args& a, Place at, int64_t length, float share,
                                     Elements<kAdvanceElements, kHistory, true>& g) {
   constexpr int V = kAdvanceElements;
   const auto write = [&](const float (&from)[V], float* to) { g.store(from, g.n, to + g.from); };
@@ -128,7 +128,10 @@ __device__ __forceinline__ void run(const Args& a, Place at, int64_t length,
     // What no step after the run reads is left out.
     if (k + latents_read(a.rule) >= length) write(x_next, ring(a, at, at.index + 1));
     if (a.K > 1 && k + a.K - 1 >= length) write(g.h, kept(a, at, at.index));
-    if (kFilled && is_fresh(at)) write(g.e[0], output(a, at, at.nfe));
+    if (kFilled && is_fresh(at)) {
+      if (share != 0.0f) leave_share(filled_weights<kFilled>(a, at), share, g.e[1], g.e[2], g.e[0]);
+      write(g.e[0], output(a, at, at.nfe));
+    }
     // At the end of a sampling the input of its last step stays.
     if (at.index + 1 < a.T && (k + 1 == length || at.index + 2 == a.T))
       write_input(a, at, row, g, x_next);

@@ -25,6 +25,7 @@ struct Coefficients {
   Row row;
   Weights weights;
   float C[kMaxHistory];
+  float share;
 };
 
 // By a whole block: a number a thread, all on their way together.
@@ -41,7 +42,10 @@ __device__ __forceinline__ void read_coefficients(const Args& a, const Place& at
   }
   if (a.outputs && entry >= 0 && entry < kWeights)
     reinterpret_cast<float*>(&to->weights)[entry] = weights_of(a, at)[entry];
-  if (word == 0) to->row.C = to->C;
+  if (word == 0) {
+    to->row.C = to->C;
+    to->share = share_at(a, at);
+  }
 }
 
 // One piece: the new latents, everything that is kept of the step, and every warp's sums.
@@ -74,7 +78,15 @@ __device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t
     write(x_next, ring(a, at, at.index + 1));
     if (at.index + 1 < a.T) write_input(a, at, row, g, x_next);
     if (a.K > 1) write(g.h, kept(a, at, at.index));
-    if (kFilled && is_fresh(at)) write(g.e[0], output(a, at, at.nfe));
+    if (kFilled && is_fresh(at)) {
+      if (all.share != 0.0f) {
+        // Read again, from the cache: there are no registers to have held them in.
+        g.load(output(a, at, at.nfe - 1) + g.from, g.n, g.e[1]);
+        g.load(output(a, at, at.nfe - 2) + g.from, g.n, g.e[2]);
+        leave_share(all.weights, all.share, g.e[1], g.e[2], g.e[0]);
+      }
+      write(g.e[0], output(a, at, at.nfe));
+    }
     // The latents a whole step before the new ones.
     if (first && a.rule.stages > 1)
       g.load(ring(a, at, at.index + 1 - a.rule.stages) + g.from, g.n, g.x);

@@ -1,6 +1,7 @@
 // Where a sample stands, what it looks up there, and how a step moves it on; host and device.
 #pragma once
 
+#include "core/defect.h"
 #include "op/args.h"
 
 namespace ak {
@@ -8,12 +9,14 @@ namespace ak {
 struct Place {
   int64_t b;
   int32_t index, run, nfe, last_call, call_before;
-  double measures[2];
+  double measures[2];  // of differences; those of `defect` stay where they are
 };
+
+AK_HD double* measures_of(const Args& a, int64_t b) { return a.measures + kMeasures * b; }
 
 AK_HD Place place_of(const Args& a, int64_t b) {
   const int32_t* p = a.progress + b;
-  const double* m = a.measures + kMeasures * b;
+  const double* m = measures_of(a, b);
   return {b,
           p[kIndex * a.B],
           p[kRun * a.B],
@@ -61,17 +64,22 @@ AK_HD const float* weights_of(const Args& a, const Place& at) {
 
 AK_HD Weights weights_at(const Args& a, const Place& at) {
   const float* w = weights_of(a, at);
-  return {{w[0], w[1], w[2]}, {w[3], w[4], w[5]}, w[6]};
+  return {{w[0], w[1], w[2]}, {w[3], w[4], w[5]}, w[6], w[7]};
+}
+
+// Of its defect that this refresh leaves out of what it keeps.
+AK_HD float share_at(const Args& a, const Place& at) {
+  return wants_defect(a, at) ? static_cast<float>(measures_of(a, at.b)[kShare]) : 0.0f;
 }
 
 // What the rule predicts for the step, were it the next skipped one in a row.
 AK_HD double predict(const Args& a, const Place& at) {
-  if (a.rule.criterion == kPlan) return a.rule_table[at.index * a.G * a.Q];
+  if (a.rule.criterion == kPlan) return a.rule_table[at.index * a.G * a.Q * kPredictors];
   if (a.rule.criterion != kDefect) return 0.0;
   const int64_t skips = (at.run - 1) / a.rule.stages + 1;
   const int64_t gap = distance(at.last_call - at.call_before, a.G);
   const int64_t entry = (at.last_call * a.G + gap) * a.Q + distance(skips, a.Q);
-  return at.measures[0] * static_cast<double>(a.rule_table[entry]);
+  return predict_run(a.rule_table + entry * kPredictors, measures_of(a, at.b));
 }
 
 // The counters of a sample one step on, before the decision.
@@ -89,8 +97,12 @@ AK_HD void step_past(Place* at) {
 // all samples where they decide together; `first` is the sample's own.
 AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums) {
   const int64_t step = at->index;
+  const bool defect = needs_defect(a.rule.criterion);
+  const double size = defect ? a.output_noise[at->b] : 0.0f, most = size * size;
+  double* measures = measures_of(a, at->b);
   if (wants_defect(a, *at))
-    at->measures[0] = std::sqrt(sums.defect / sums.elements) * weights_at(a, *at).spread;
+    measure_defect(weights_of(a, *at), sums.defect / sums.elements, most, measures);
+  if (most > 0.0 && is_fresh(*at)) keep_noise(weights_of(a, *at), measures);
   if (wants_first(a, *at)) {
     at->measures[1] = at->measures[0];
     at->measures[0] = first;
@@ -101,7 +113,10 @@ AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums) {
     sums.predicted = predict(a, *at);
     decision = decide(a.rule, step, at->run, sums, a.threshold[at->b]);
   }
-  if (decision.refresh) at->run = 0;
+  if (!decision.refresh) return decision;
+  at->run = 0;
+  if (most > 0.0 && at->index < a.T)
+    measures[kShare] = wants_defect(a, *at) ? share_of(weights_of(a, *at), measures) : 0.0;
   return decision;
 }
 
@@ -122,7 +137,8 @@ AK_HD void save(const Args& a, const Place& at) {
   p[kNfe * a.B] = at.nfe;
   p[kLastCall * a.B] = at.last_call;
   p[kCallBefore * a.B] = at.call_before;
-  for (int64_t k = 0; k < kMeasures; ++k) a.measures[kMeasures * at.b + k] = at.measures[k];
+  if (needs_first(a.rule.criterion))
+    for (int k = 0; k < 2; ++k) measures_of(a, at.b)[k] = at.measures[k];
   if (at.index < a.T) set_timestep(a, at.b, row_at(a.rows, a.width, at.index - 1).timestep);
 }
 

@@ -61,7 +61,7 @@ def stop(monkeypatch):
 
     def set_up(at: int, error: type[BaseException] = AssertionError) -> None:
         model = Stopping(at, error)
-        monkeypatch.setattr(demo_model, "load_demo_model", lambda: model)
+        monkeypatch.setattr(demo_model, "load_demo_model", lambda *_: model)
 
     return set_up
 
@@ -76,7 +76,7 @@ def finished(tmp_path_factory) -> tuple[Path, int]:
     out, model = tmp_path_factory.mktemp("lab") / "made" / "here", Stopping(10**6, AssertionError)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "fetch", offline)
-        patch.setattr(demo_model, "load_demo_model", lambda: model)
+        patch.setattr(demo_model, "load_demo_model", lambda *_: model)
         assert main([*SMALL, "--out", str(out), "--threads", "1"]) == 0
     return out, 10**6 - model.left
 
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_to_the_same_table(
     done, calls = finished
     with monkeypatch.context() as patch:
         model = Stopping(round(share * calls), KeyboardInterrupt)
-        patch.setattr(demo_model, "load_demo_model", lambda: model)
+        patch.setattr(demo_model, "load_demo_model", lambda *_: model)
         assert main([*SMALL, "--out", str(tmp_path)]) == 130
     assert "goes on from here" in capsys.readouterr().err
     assert not (tmp_path / "fidelity.csv").exists()
@@ -244,7 +244,13 @@ def test_the_figures_of_a_method_equal_those_made_by_hand():
 
 def test_the_summary_names_the_best_within_a_budget():
     def row(method, budget, nfe, db):
-        base = {"solver": "ddim", "steps": 50, "method": method, "budget": budget}
+        base = {
+            "solver": "ddim",
+            "steps": 50,
+            "dtype": "float32",
+            "method": method,
+            "budget": budget,
+        }
         return {**base, "nfe_mean": nfe, "psnr_db": db}
 
     rows = [row("full", 1, 50, None), row("a", 0.2, 10.2, 30.0), row("b", 0.2, 12.0, 99.0)]

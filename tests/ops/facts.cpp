@@ -3,6 +3,7 @@
 #include <initializer_list>
 
 #include "core/decide.h"
+#include "core/defect.h"
 #include "op/fields.h"
 
 using namespace ak;
@@ -56,6 +57,59 @@ void print_criterion(int64_t code) {
   std::printf("]]");
 }
 
+// What the rule defect makes of a refresh, from a line of the entries (weights, rule table), the
+// measures before it, the mean square of the defect and the largest variance: the measures after
+// it, and the error predicted then.
+void print_defect(const char* comma, const float (&entry)[kWeights],
+                  const float (&table)[kPredictors], const double (&before)[kMeasures],
+                  double square, double most) {
+  double m[kMeasures];
+  for (int k = 0; k < kMeasures; ++k) m[k] = before[k];
+  measure_defect(entry, square, most, m);
+  keep_noise(entry, m);
+  m[kShare] = share_of(entry, m);
+  std::printf("%s[", comma);
+  for (double value : m) std::printf("\"%a\", ", value);
+  std::printf("\"%a\"]", predict_run(table, m));
+}
+
+void print_defects() {
+  const char* comma = "";
+  uint32_t state = 1;
+  const auto any = [&] {
+    return static_cast<double>((state = state * 1664525u + 1013904223u) >> 8) / (1 << 24);
+  };
+  for (int n = 0; n < 4000; ++n) {
+    const float f = static_cast<float>(any());
+    float entry[kWeights] = {1.0f + f,
+                             n % 7 ? -f : 0.0f,
+                             n % 7 ? 0.0f : -f,
+                             0,
+                             0,
+                             0,
+                             static_cast<float>(n % 11 ? 1.0 / (0.01 + any()) : INFINITY),
+                             static_cast<float>(any() * 2)};
+    float table[kPredictors];
+    for (float& value : table) value = static_cast<float>(any() * 0.1 - 0.02);
+    double before[kMeasures] = {n % 5 ? any() * 0.1 : n % 2 ? INFINITY : NAN,
+                                n % 3 ? any() * 1e-4 : 0.0,
+                                any(),
+                                any(),
+                                any(),
+                                n % 4 ? std::floor(any() * kShares) / kShares : 0.0};
+    const double square = n % 13 ? any() * 1e-3 : n % 2 ? NAN : INFINITY;
+    const double most = n % 6 ? any() * 1e-4 : 0.0;
+    std::printf("%s[", comma);
+    for (float value : entry) std::printf("\"%a\", ", static_cast<double>(value));
+    for (float value : table) std::printf("\"%a\", ", static_cast<double>(value));
+    for (double value : before) std::printf("\"%a\", ", value);
+    std::printf("\"%a\", \"%a\"", square, most);
+    print_defect(", ", entry, table, before, square, most);
+    std::printf("]");
+    comma = ", ";
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -67,14 +121,18 @@ int main() {
       kIndex, kRun, kNfe, kLastCall, kCallBefore);
   std::printf(
       "\"constants\": {\"SCALARS\": %ld, \"OUTPUTS\": %ld, \"WEIGHTS\": %ld, "
-      "\"MEASURES\": %ld, \"MAX_HISTORY\": %ld, \"PIECE\": %ld, \"SUMS\": %ld}, ",
+      "\"MEASURES\": %ld, \"PREDICTORS\": %ld, \"MAX_HISTORY\": %ld, \"PIECE\": %ld, "
+      "\"SUMS\": %ld}, ",
       static_cast<long>(kRowScalars), static_cast<long>(kOutputs), static_cast<long>(kWeights),
-      static_cast<long>(kMeasures), static_cast<long>(kMaxHistory), static_cast<long>(kPiece),
-      static_cast<long>(kSums));
+      static_cast<long>(kMeasures), static_cast<long>(kPredictors), static_cast<long>(kMaxHistory),
+      static_cast<long>(kPiece), static_cast<long>(kSums));
   std::printf("\"criteria\": [");
   for (int64_t code = 0; code < kCriteria; ++code) {
     if (code > 0) std::printf(", ");
     print_criterion(code);
   }
+  std::printf("], \"noise\": [\"%a\", \"%a\", \"%a\", \"%a\"], \"defects\": [", kDoubt, kStands,
+              kNoiseCounts, kShares);
+  print_defects();
   std::printf("]}\n");
 }

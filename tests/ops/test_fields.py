@@ -10,7 +10,7 @@ import torch
 
 from adaptive_kernels import ops
 from adaptive_kernels.ops import fields
-from adaptive_kernels.rules import criteria
+from adaptive_kernels.rules import criteria, defect
 from adaptive_kernels.sampling.state import State
 from adaptive_kernels.solvers.scheduler import MAX_HISTORY
 from tests.support import problems
@@ -83,10 +83,10 @@ def test_the_registered_schema_is_made_of_the_fields(op):
 def test_the_criteria_are_those_of_cpp(facts):
     assert len(facts["criteria"]) == len(criteria.CRITERIA)
     assert sorted(criteria.NAME) == list(range(len(criteria.CRITERIA)))
-    for code, (warmup, third, first, defect, table, runs) in enumerate(facts["criteria"]):
+    for code, (warmup, third, first, measured, table, runs) in enumerate(facts["criteria"]):
         one = criteria.of(code)
         assert one.warmup == warmup
-        needed = {"third": third, "first": first, "defect": defect}
+        needed = {"third": third, "first": first, "defect": measured}
         assert one.sums == {name for name, is_needed in needed.items() if is_needed}
         assert one.needs_table == bool(table)
         grid = itertools.product(range(12), range(1, 4), (1, 7, 50))
@@ -100,6 +100,28 @@ def test_the_criteria_are_those_of_cpp(facts):
                 for skipped in range(min(whole, 14))
             ]
             assert expected == [bool(value) for value in forced], what
+
+
+def test_the_noise_of_a_network_is_told_as_in_cpp(facts):
+    """To the last place, NaN and Inf included, of noisy networks and others."""
+    ours = [defect.DOUBT, defect.STANDS, defect.NOISE_COUNTS, defect.SHARES]
+    assert ours == [float.fromhex(value) for value in facts["noise"]]
+    lines = torch.tensor(
+        [[float.fromhex(v) for v in (*line[:-1], *line[-1])] for line in facts["defects"]],
+        dtype=torch.float64,
+    )
+    entry, table, before, square, most, expected = lines.split((8, 5, 6, 1, 1, 7), dim=1)
+    got = defect.measure(before, entry, square[:, 0], most[:, 0])
+    got = defect.kept(got, entry)
+    got[:, defect.SHARE] = defect.share(got, entry)
+    got = torch.cat((got, defect.predict(got, table)[:, None]), dim=1)
+    # Not every square root of torch is the nearest number.
+    assert torch.allclose(got, expected, rtol=5e-16, atol=0, equal_nan=True)
+    # Shares between none and all of it, noise found, held back by the limit, and known before.
+    share, variance = expected[:, defect.SHARE], expected[:, defect.VARIANCE]
+    assert ((share > 0.1) & (share < 0.9)).sum() > 500
+    for some in (variance == most[:, 0], variance == before[:, 1], share == 0):
+        assert 100 < some.sum() < 3900
 
 
 def test_every_field_is_documented_and_has_a_part():

@@ -102,14 +102,15 @@ def replaced(name, value, rule="third_order"):
             r"guidance_scale must have shape \(2\), got \(1\)",
         ),
         ("threshold", lambda t: t.double(), "threshold must be float32"),
+        ("output_noise", lambda t: t[:1].clone(), r"output_noise must have shape \(2\)"),
         ("rows", lambda t: t[:, :10].clone(), r"rows must have shape \[T, 10 \+ K\]"),
         ("rows", lambda t: t.repeat(1, 2), r"rows must have shape .* 1 <= K <= 8, got \(8, 24\)"),
         ("rows", lambda t: t[:5].clone(), r"refreshed must have shape \(5, 2\), got \(8, 2\)"),
         ("seed", lambda t: t.int(), "seed must be int64"),
         ("noise", torch.zeros(8, 2, 39), r"noise must have shape \(8, 2, 40\), got \(8, 2, 39\)"),
         ("outputs", torch.zeros(3, 2, 40), "outputs and weights must be given together"),
-        ("weights", torch.zeros(8, 4, 4, 7), "outputs and weights must be given together"),
-        ("rule_table", torch.zeros(8, 4, 3), "rule_table must come with outputs and weights"),
+        ("weights", torch.zeros(8, 4, 4, 8), "outputs and weights must be given together"),
+        ("rule_table", torch.zeros(8, 4, 3, 5), "rule_table must come with outputs and weights"),
         ("criterion", 4, "outputs, weights and rule_table must be given for this criterion"),
         ("criterion", 5, "outputs, weights and rule_table must be given for this criterion"),
         ("criterion", 6, "criterion must be 0 to 5, got 6"),
@@ -137,38 +138,42 @@ def test_refusals_name_the_argument(name, value, message):
         ),
         ("outputs", lambda t: t.double(), "outputs must be float32, got float64"),
         ("outputs", lambda t: t.mT.contiguous().mT, "outputs must be contiguous"),
-        ("weights", lambda t: t[0], r"weights must have shape \[T, G, G, 7\] .*, got \(4, 4, 7\)"),
+        ("weights", lambda t: t[0], r"weights must have shape \[T, G, G, 8\] .*, got \(4, 4, 8\)"),
         (
             "weights",
             lambda t: t[:, :0],
-            r"weights must have shape \[T, G, G, 7\] with G >= 1, got \(8, 0",
+            r"weights must have shape \[T, G, G, 8\] with G >= 1, got \(8, 0",
         ),
         (
             "weights",
             lambda t: t[:, :3].clone(),
-            r"weights must have shape \(8, 3, 3, 7\), got \(8, 3, 4, 7\)",
+            r"weights must have shape \(8, 3, 3, 8\), got \(8, 3, 4, 8\)",
         ),
         (
             "weights",
             lambda t: t[:7].clone(),
-            r"weights must have shape \(8, 4, 4, 7\), got \(7, 4, 4, 7\)",
+            r"weights must have shape \(8, 4, 4, 8\), got \(7, 4, 4, 8\)",
         ),
         (
             "weights",
             lambda t: t[..., :6].clone(),
-            r"weights must have shape \(8, 4, 4, 7\), got \(8, 4, 4, 6\)",
+            r"weights must have shape \(8, 4, 4, 8\), got \(8, 4, 4, 6\)",
         ),
         ("weights", lambda t: t.half(), "weights must be float32, got float16"),
-        ("rule_table", lambda t: t[0], r"rule_table must have shape \[T, G, Q\] .*, got \(4, 3\)"),
+        (
+            "rule_table",
+            lambda t: t[0],
+            r"rule_table must have shape \[T, G, Q, 5\] .*, got \(4, 3, 5\)",
+        ),
         (
             "rule_table",
             lambda t: t[:, :, :0],
-            r"rule_table must have shape \[T, G, Q\] with Q >= 1, got \(8, 4, 0\)",
+            r"rule_table must have shape \[T, G, Q, 5\] with Q >= 1, got \(8, 4, 0, 5\)",
         ),
         (
             "rule_table",
             lambda t: t[:, :2].clone(),
-            r"rule_table must have shape \(8, 4, 3\), got \(8, 2, 3\)",
+            r"rule_table must have shape \(8, 4, 3, 5\), got \(8, 2, 3, 5\)",
         ),
         ("rule_table", lambda t: t.double(), "rule_table must be float32, got float64"),
         ("warmup", 2, "warmup must be at least 3 for this criterion, got 2"),
@@ -189,12 +194,12 @@ def test_buffers_that_share_memory_are_refused():
     with pytest.raises(RuntimeError, match="outputs and model_output must not share memory"):
         state.advance()
     state = ready("defect")
-    state.weights = state.outputs.new_zeros(8, 4, 4, 7)
+    state.weights = state.outputs.new_zeros(8, 4, 4, 8)
     state.outputs = state.weights.view(-1)[:240].view(3, 2, 40)
     with pytest.raises(RuntimeError, match="outputs and weights must not share memory"):
         state.advance()
     state = ready("defect")
-    state.rule_table = state.score.new_zeros(8, 4, 3)
+    state.rule_table = state.score.new_zeros(8, 4, 3, 5)
     state.score = state.rule_table.view(-1)[:16].view(8, 2)
     with pytest.raises(RuntimeError, match="score and rule_table must not share memory"):
         state.advance()

@@ -9,7 +9,7 @@ import torch
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler, load_config
 from adaptive_kernels.demo.model import demo_scheduler, load_demo_model
 from adaptive_kernels.metrics import psnr
-from adaptive_kernels.rules import fills
+from adaptive_kernels.rules import defect, fills
 from adaptive_kernels.rules.plan import Plan
 from adaptive_kernels.solvers.table import SolverTable
 from tests.support import problems
@@ -147,7 +147,8 @@ def test_ddim_weights_are_the_formulas_of_their_source():
         lam = [-math.log(s) for s in sb[:-1]]
         u = [math.asinh(s / 4) for s in sb]
         weights = fills.linear_weights(table, at, size, 3, True)
-        cost = fills.run_cost(table, at, size, 5)
+        weights[..., 7] = torch.linspace(0.5, 2, steps)[:, None, None]
+        cost = defect.run_table(table, at.lam, at.asinh, weights, 5)
         for i in range(2, steps):
             for n0 in range(max(i - size, 1), i):
                 for n1 in range(max(n0 - size, 0), n0):
@@ -160,12 +161,17 @@ def test_ddim_weights_are_the_formulas_of_their_source():
                     g = 1 / (1 + abs(kappa) / sb[i])
                     c = g * kappa / (sb[i + 1] - sb[i])
                     expected = [1 + slope, -slope, 0, c, -c * (1 + slope), c * slope, 1 / away]
-                    got = weights[i, i - n0 - 1, n0 - n1 - 1]
+                    got = weights[i, i - n0 - 1, n0 - n1 - 1, :7]
                     assert got.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-10)
-                total = 0.0
+                total = [0.0] * 5
                 for q, j in enumerate(range(i + 1, min(i + 6, steps))):
-                    total += abs((u[j + 1] - u[j]) * (lam[j] - lam[i]) * (lam[j] - lam[n0]))
-                    assert cost[i, i - n0 - 1, q].item() == pytest.approx(total, rel=1e-9)
+                    du, slope = abs(u[j + 1] - u[j]), (lam[j] - lam[i]) / (lam[i] - lam[n0])
+                    error = du * abs((lam[j] - lam[i]) * (lam[j] - lam[n0]))
+                    noise = du**2 * weights[j, 0, 0, 7].item()
+                    terms = [error, du * (1 + slope), -du * slope, 0.0, noise]
+                    total = [a + b for a, b in zip(total, terms, strict=True)]
+                    got = cost[i, i - n0 - 1, q].tolist()
+                    assert got == pytest.approx(total, rel=1e-9, abs=1e-12)
 
 
 def bent(at, elements):
@@ -253,7 +259,8 @@ def test_every_number_is_finite_and_keeps_a_constant(case):
             AdaptiveConfig(criterion="third_order", fill="linear", repair=not noisy),
         ):
             tables = fills.fill_tables(table, config)
-            f, r, spread = tables.weights.double().split((3, 3, 1), dim=3)
+            f, r, spread, noise = tables.weights.double().split((3, 3, 1, 1), dim=3)
+            assert noise.isfinite().all() and (noise >= 0).all()
             assert tables.rows.isfinite().all() and f.isfinite().all() and r.isfinite().all()
             assert (spread > 0).all()  # infinite where nothing can be measured, never NaN
             assert torch.allclose(f.sum(3), torch.ones(()).double(), rtol=0, atol=1e-5)
@@ -261,9 +268,10 @@ def test_every_number_is_finite_and_keeps_a_constant(case):
             if noisy:
                 assert not r.any()
             if tables.rule_table is not None:
-                assert tables.rule_table.isfinite().all() and (tables.rule_table >= 0).all()
-                assert (tables.rule_table.diff(dim=2) >= 0).all()
-                before_last = tables.rule_table[: table.num_steps - table.stages]
+                assert tables.rule_table.isfinite().all()
+                predicted = tables.rule_table[..., [0, 4]]
+                assert (predicted >= 0).all() and (predicted.diff(dim=2) >= 0).all()
+                before_last = tables.rule_table[: table.num_steps - table.stages, ..., 0]
                 assert (before_last > 0).all()
 
 
@@ -286,15 +294,17 @@ def test_a_level_met_twice_in_the_middle_is_reused_not_extrapolated():
         values[7] = values[6]
     at = fills.coordinates(table)
     weights = fills.linear_weights(table, at, 3, 2, True)
-    assert weights[8, 0, 0].tolist() == [1, 0, 0, 0, 0, 0, math.inf]
-    assert weights[10, 2, 0].tolist() == [1, 0, 0, 0, 0, 0, math.inf]
+    assert weights[8, 0, 0].tolist() == [1, 0, 0, 0, 0, 0, math.inf, 0]
+    assert weights[10, 2, 0].tolist() == [1, 0, 0, 0, 0, 0, math.inf, 0]
     assert weights[8, 0, 1, 1] != 0
 
 
 def test_both_stages_of_a_step_carry_its_weight():
     table = table_of("heun", STEPS)
     at = fills.coordinates(table)
-    cost = fills.run_cost(table, at, 3, 2)
+    cost = defect.run_table(
+        table, at.lam, at.asinh, fills.linear_weights(table, at, 3, 3, True), 2
+    )[..., 0]
     i, lam, u = 7, at.lam, at.asinh
     expected = []
     for step in (8, 10):  # the second stage stands where the next step begins

@@ -19,7 +19,8 @@ interpreter = pytest.importorskip("triton.runtime.interpreter")
 @functools.cache
 def interpreted():
     """A second copy of the modules, whose kernels Triton's interpreter runs on CPU tensors."""
-    names = [f"adaptive_kernels.ops.triton.{name}" for name in ("decide", "step", "launch")]
+    modules = ("place", "noise", "defect", "decide", "step", "launch")
+    names = [f"adaptive_kernels.ops.triton.{name}" for name in modules]
     compiled = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     triton.knobs.runtime.interpret = True
     try:

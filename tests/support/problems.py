@@ -7,7 +7,7 @@ import torch
 
 from adaptive_kernels.ops import fields
 from adaptive_kernels.ops.fields import OUTPUTS, SCALARS
-from adaptive_kernels.rules import criteria
+from adaptive_kernels.rules import criteria, defect
 from adaptive_kernels.rules.config import AdaptiveConfig
 from adaptive_kernels.rules.plan import Plan
 from adaptive_kernels.sampling.start import Inputs, Start
@@ -18,7 +18,14 @@ from adaptive_kernels.solvers.table import SolverTable
 EPS = 2.0**-24  # unit roundoff of float32
 # Every criterion that reuses outputs, and every way to fill otherwise; names for config().
 REUSE = ["never", "every(2)", "third_order", "released"]
-FILLED = ["defect", "every(3) linear", "third_order linear repair", "released linear", "plan"]
+FILLED = [
+    "defect",
+    "defect noise",
+    "every(3) linear",
+    "third_order linear repair",
+    "released linear",
+    "plan",
+]
 
 
 def table(steps=12, history=1, stages=1, stochastic=False, seed=0, timesteps=torch.int64):
@@ -69,6 +76,7 @@ def config(rule, table, threshold=0.3, max_skip=3, granularity="sample", seed=0)
         fill="linear" if "linear" in words else None,
         repair=True if "repair" in words and not bool(table.S.any()) else None,
         granularity=granularity,
+        output_noise=0.05 if "noise" in words else None,
     )
 
 
@@ -128,13 +136,25 @@ def midway(state, seed=0):
 
     state.latents.copy_(torch.randn(state.latents.shape, generator=g))
     state.history.copy_(torch.randn(state.history.shape, generator=g))
-    state.measures.copy_(
-        torch.rand(state.measures.shape, generator=g, dtype=torch.float64) * elements
-    )
+    measures = torch.rand(state.measures.shape, generator=g, dtype=torch.float64)
+    if criteria.NAME[state.rule.criterion] == "defect":
+        # Samples without noise among others.
+        measures[::3, defect.VARIANCE] = 0
+        state.output_noise.copy_(torch.rand(batch, generator=g).sub_(0.3).clamp_(0))
+        measures[:, defect.VARIANCE].clamp_(max=state.output_noise.double().square())
+    else:
+        measures *= elements
+    state.measures.copy_(measures)
     for row, most in enumerate((steps + 1, 4, 6)):
         state.progress[row] = torch.randint(0, most, (batch,), generator=g)
     state.progress[3] = (state.progress[0] - back()).clamp(min=0)
     state.progress[4] = (state.progress[3] - back()).clamp(min=0)
+    if criteria.NAME[state.rule.criterion] == "defect":
+        # A share there is of lines through two outputs alone.
+        entries, _ = kept(state)
+        line = (entries[:, :2] != 0).all(1) & (state.nfe >= 2)
+        own = state.measures[:, defect.SHARE]
+        own.copy_(torch.where(line, (own * 4).floor() / 4, 0.0))
     state.refreshed.copy_(torch.rand(state.refreshed.shape, generator=g) < 0.5)
     if state.outputs is not None:
         state.outputs.copy_(torch.randn(state.outputs.shape, generator=g))
@@ -315,7 +335,7 @@ def update_bound(state, fresh):
 
 
 def kept(state):
-    """The weights [B, 7] of every sample's step and its outputs [3, B, N], newest first."""
+    """The weights [B, 8] of every sample's step and its outputs [3, B, N], newest first."""
     index, _, nfe, last_call, call_before = state.progress.long()
     size, batch = state.weights.shape[1], torch.arange(state.latents.shape[1])
     gap = (index - last_call).clamp(1, size) - 1
@@ -326,6 +346,14 @@ def kept(state):
     return weights, torch.stack(
         [torch.where(t, e, 0.0).nan_to_num() for t, e in zip(there, old, strict=True)]
     )
+
+
+def share(state):
+    """[B] float64: of its defect, that a refresh leaves out of what it keeps."""
+    if criteria.NAME[state.rule.criterion] != "defect":
+        return torch.zeros(state.latents.shape[1], dtype=torch.float64)
+    ends = (state.index + 1) % state.rule.stages == 0
+    return torch.where(ends, state.measures[:, defect.SHARE], 0.0)
 
 
 def ddim(steps):

@@ -4,7 +4,6 @@ Device functions of `step`. All of them run in the program that is the last of i
 arrive, or of the batch where it decides together.
 """
 
-import collections
 from typing import Any, NamedTuple
 
 import triton
@@ -12,9 +11,20 @@ import triton.language as tl
 
 from ...rules import criteria
 from .. import fields
+from .defect import (
+    Measures,
+    entry_at,
+    keep_noise,
+    measure,
+    measures_at,
+    predict,
+    share_of,
+    store_measures,
+)
+from .place import Place, distance, moves, place, weights_at
 
 SCALARS = tl.constexpr(fields.SCALARS)
-WEIGHTS = tl.constexpr(fields.WEIGHTS)
+MEASURES, PREDICTORS = tl.constexpr(fields.MEASURES), tl.constexpr(fields.PREDICTORS)
 NEVER = tl.constexpr(criteria.NEVER)
 THIRD_ORDER = tl.constexpr(criteria.THIRD_ORDER)
 RELEASED = tl.constexpr(criteria.RELEASED)
@@ -36,25 +46,6 @@ HEAD = tl.constexpr(16)  # float64 of a sample's workspace before its partial su
 CHUNK = tl.constexpr(256)  # partial sums added at a time
 
 
-# The tensors of the ops as pointers, and the sizes and limits known at the launch alone; `pieces`
-# are programs of a sample, `stride` float64 of a sample's workspace.
-Args = collections.namedtuple(
-    "Args",
-    [*fields.NAMES, *("R", "B", "N", "T", "G", "Q", "pieces", "stride"), *("max_skip", "warmup")],
-)
-
-
-class Place(NamedTuple):
-    """Where sample b stands; int64."""
-
-    b: Any
-    index: Any
-    run: Any
-    nfe: Any
-    last_call: Any
-    call_before: Any
-
-
 class Sums(NamedTuple):
     """`Sums` of csrc/core/decide.h; float64."""
 
@@ -64,44 +55,6 @@ class Sums(NamedTuple):
     first_2: Any
     elements: Any
     defect: Any
-
-
-@triton.jit
-def place(a, b):
-    at = a.progress + b
-    index, run, nfe = tl.load(at), tl.load(at + a.B), tl.load(at + 2 * a.B)
-    last_call, call_before = tl.load(at + 3 * a.B), tl.load(at + 4 * a.B)
-    return Place(
-        b,
-        index.to(tl.int64),
-        run.to(tl.int64),
-        nfe.to(tl.int64),
-        last_call.to(tl.int64),
-        call_before.to(tl.int64),
-    )
-
-
-@triton.jit
-def moves(a, at, fresh):
-    """Whether a sample takes this step; false too where its counters cannot be a sampling's."""
-    possible = (at.index >= 0) & (at.run >= 0) & (at.nfe >= 0) & (at.call_before >= 0)
-    possible = possible & (at.call_before <= at.last_call) & (at.last_call <= at.index)
-    return possible & (at.index < a.T) & ((at.run > 0) | (fresh != 0))
-
-
-@triton.jit
-def distance(steps, size):
-    return tl.maximum(tl.minimum(steps, size), 1) - 1
-
-
-@triton.jit
-def weights_at(a, at):
-    """Pointer to the seven weights of a sample's step."""
-    gap, previous = (
-        distance(at.index - at.last_call, a.G),
-        distance(at.last_call - at.call_before, a.G),
-    )
-    return a.weights + ((at.index * a.G + gap) * a.G + previous) * WEIGHTS
 
 
 @triton.jit
@@ -128,7 +81,7 @@ def sums_of(a, b, CRITERION: tl.constexpr):
         first = add_up(partial + a.pieces, a.pieces)
     if (MEASURED >> CRITERION) & 1:
         defect = add_up(partial + 2 * a.pieces, a.pieces)
-    measures = a.measures + 2 * b
+    measures = a.measures + MEASURES * b
     return Sums(
         third, first, tl.load(measures), tl.load(measures + 1), tl.cast(a.N, tl.float64), defect
     )
@@ -179,14 +132,16 @@ def conclude(
 ):
     """Moves a sample past its step: `first` is its own sum, `sums` those that decide."""
     fresh, boundary = at.run == 0, (at.index + 1) % STAGES == 0
-    measure_0, measure_1 = tl.load(a.measures + 2 * at.b), tl.load(a.measures + 2 * at.b + 1)
+    to_measures = a.measures + MEASURES * at.b
+    own = measures_at(to_measures)
+    size = tl.load(a.output_noise + at.b).to(tl.float64)
+    most = size * size
     if (MEASURED >> CRITERION) & 1:
-        spread = tl.load(weights_at(a, at) + 6)
-        measured = tl.sqrt(sums.defect / sums.elements) * spread
-        measure_0 = tl.where(fresh & boundary, measured, measure_0)
-    if (FIRST >> CRITERION) & 1:
-        measure_1 = tl.where(boundary, measure_0, measure_1)
-        measure_0 = tl.where(boundary, first, measure_0)
+        w = entry_at(weights_at(a, at))
+        if fresh & boundary:
+            own = measure(own, w, sums.defect / sums.elements, most)
+        if fresh & (most > 0):
+            own = keep_noise(own, w)
     call_before = tl.where(fresh, at.last_call, at.call_before)
     last_call = tl.where(fresh, at.index, at.last_call)
     run, index = at.run + 1, at.index + 1
@@ -194,16 +149,24 @@ def conclude(
 
     predicted = tl.cast(0, tl.float64)
     if CRITERION == PLAN:
-        predicted = tl.load(a.rule_table + index * a.G * a.Q, mask=going_on, other=0.0)
+        asked = a.rule_table + index * a.G * a.Q * PREDICTORS
+        predicted = tl.load(asked, mask=going_on, other=0.0)
     if CRITERION == DEFECT:
         skips = distance((run - 1) // STAGES + 1, a.Q)
         entry = (last_call * a.G + distance(last_call - call_before, a.G)) * a.Q + skips
-        predicted = measure_0 * tl.load(a.rule_table + entry)
+        predicted = predict(own, a.rule_table + entry * PREDICTORS)
     threshold = tl.load(a.threshold + at.b).to(tl.float64)
     timestep = tl.load(a.rows + at.index * (SCALARS + K) + 5)
     refresh, score = decide(
         a, at.index, run, sums, predicted.to(tl.float64), threshold, CRITERION, STAGES
     )
+
+    if (MEASURED >> CRITERION) & 1:  # noqa: SIM102
+        if going_on & refresh & (most > 0):
+            ahead = Place(at.b, index, at.run * 0, at.nfe, last_call, call_before)
+            share = share_of(own, entry_at(weights_at(a, ahead)))
+            share = tl.where((index + 1) % STAGES == 0, share, 0.0)
+            own = Measures(own.rate, own.variance, own.noise_0, own.noise_1, own.noise_2, share)
 
     # Every thread has read what is written now.
     tl.debug_barrier()
@@ -216,8 +179,11 @@ def conclude(
     tl.store(to + 2 * a.B, (at.nfe + fresh).to(tl.int32))
     tl.store(to + 3 * a.B, last_call.to(tl.int32))
     tl.store(to + 4 * a.B, call_before.to(tl.int32))
-    tl.store(a.measures + 2 * at.b, measure_0)
-    tl.store(a.measures + 2 * at.b + 1, measure_1)
+    if (MEASURED >> CRITERION) & 1:
+        store_measures(to_measures, own)
+    if (FIRST >> CRITERION) & 1:
+        tl.store(to_measures, tl.where(boundary, first, own.rate))
+        tl.store(to_measures + 1, tl.where(boundary, own.rate, own.variance))
     value = timestep.to(a.timestep.dtype.element_ty)
     tl.store(a.timestep + at.b, value, mask=going_on)
     if GUIDED:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...rules import defect
 from ...rules.config import AdaptiveConfig
 from ...rules.tables import FillTables
 from ...sampling.state import State
@@ -18,6 +19,7 @@ class Buffers:
         table, config, tables: the solver, the rule, and `fill_tables` of both.
         sample: [rows, ...] floating, x_0 as the pipeline holds it.
         samples: B; `rows` is a multiple of it, each sample's rows together.
+        output_noise: the most that counts as noise of the networks' outputs, rms.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class Buffers:
         tables: FillTables,
         sample: Tensor,
         samples: int,
+        output_noise: float,
     ):
         flat = sample.detach().reshape(samples, -1)
         self.rows = table.num_steps
@@ -34,12 +37,16 @@ class Buffers:
         if any(map(len, table.draws)):
             noise = torch.zeros(self.rows, *flat.shape, device=sample.device)
         self.state = State.begin(table, flat, config, noise=noise, tables=tables)
+        if "defect" in config.kind.sums:
+            self.state.output_noise.fill_(output_noise)
         self.decision = Decision(self.state, tables, config.resolved().threshold)
         self.row, self.shape = 0, sample.shape
         self._flat = flat.shape
         # As the pipeline sees them: nothing is reshaped from step to step.
         self._slots = [slot.view(sample.shape) for slot in self.state.latents]
         self._arguments = self.state.arguments()
+        noisy = "defect" in config.kind.sums and output_noise > 0
+        self._shares = self.state.measures[:, defect.SHARE] if noisy else None
         self.output: Tensor | None = None  # [rows, ...] of the last refresh
         self._output: Tensor | None = None  # [B, N], as the op reads it
         # What was handed back last, and its version then: untouched, it needs no merge.
@@ -77,7 +84,9 @@ class Buffers:
             # The op takes what networks run in.
             self._output = flat.float() if flat.dtype == torch.float64 else flat
         if fresh:
-            # All samples take it, whoever asked for it.
+            # All samples take it, whoever asked for it; others have no share of it worked out.
+            if self._shares is not None and len(self.state.run) > 1:
+                self._shares.mul_(self.state.run == 0)
             self.state.run.zero_()
         ops.step(*self._arguments._replace(model_output=self._output), fresh, None)
         row, self.row = self.row, self.row + 1

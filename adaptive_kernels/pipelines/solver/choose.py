@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
 from ...rules.fills import fill_tables, stochastic
@@ -32,7 +31,14 @@ _FILLS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 class Choice:
     """A solver for one sampling, the rule it follows, and what there is to tell about both."""
 
-    def __init__(self, scheduler: Any, config: AdaptiveConfig, given: dict, samples: int):
+    def __init__(
+        self,
+        scheduler: Any,
+        config: AdaptiveConfig,
+        given: dict,
+        samples: int,
+        output_noise: float,  # the most that counts as noise of the networks, `largest_noise`
+    ):
         self.scheduler, self.config = scheduler, config
         self.notes: list[str] = []
         self.hints: list[str] = []
@@ -57,11 +63,12 @@ class Choice:
             self.notes.append("gradients are asked for: every step calls the network")
         if self.table is not None:
             tables = self._fills(self.table)
-            buffers = Buffers(self.table, self.config, tables, given["sample"], samples)
+            held = (self.table, self.config, tables, given["sample"], samples, output_noise)
+            buffers = Buffers(*held)
             self.solver = Fused(self.table, returns, buffers)
             if not returns.scales:
                 self.scales = self.table.input_scale.tolist()
-            self._little_to_gain(given["model_output"])
+            self._little_to_gain()
             return
         begin, stages = self.begin or 0, int(getattr(scheduler, "order", 1))
         rows = max(1, len(scheduler.timesteps) - begin)
@@ -70,7 +77,7 @@ class Choice:
             stages = 1
         table = passing(rows, stages)
         tables = fill_tables(table, self.config)
-        self.solver = Own(Buffers(table, self.config, tables, given["sample"], samples))
+        self.solver = Own(Buffers(table, self.config, tables, given["sample"], samples, 0.0))
 
     def _check_step(self, given: dict[str, Any], rows: int) -> None:
         """Raise for calls of step() that no table stands for.
@@ -156,13 +163,8 @@ class Choice:
             known[self.config] = fill_tables(table, self.config)
         return known[self.config]
 
-    def _little_to_gain(self, model_output: Tensor) -> None:
+    def _little_to_gain(self) -> None:
         if self.config.criterion in ("never", "plan") or self.config.criterion[:5] == "every":
             return
         if stochastic(self.table):
             self.hints.append(f"{self.table.name} adds noise, which leaves little to skip")
-        if self.config.criterion == "defect" and model_output.dtype == torch.bfloat16:
-            self.hints.append(
-                "a bfloat16 network's rounding counts as error, and calls are spent on it; "
-                "float16 has none of this"
-            )

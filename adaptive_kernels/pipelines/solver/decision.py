@@ -1,9 +1,11 @@
 """When the host must know a decision that was taken on the device, and how it reads it."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ...rules import criteria
+from ...rules import criteria, defect
 from ...rules.tables import FillTables
 from ...sampling.state import State
 
@@ -55,11 +57,11 @@ class Decision:
         self.last_call = self.call_before = 0  # rows of the last refresh and of the one before
         self.skips = 0  # under defect: how many whole steps may follow the last refresh
         self._answer: bool | None = True
-        self._asked = state.measures[:, 0] if self.criterion == "defect" else state.run
+        self._asked = state.measures if self.criterion == "defect" else state.run
         if self.criterion == "plan":
-            self.mask = [value <= 0 for value in tables.rule_table[:, 0, 0].tolist()]
+            self.mask = [value <= 0 for value in tables.rule_table[:, 0, 0, 0].tolist()]
         if self.criterion == "defect":
-            # The device multiplies and compares the same float64 numbers.
+            # The device computes and compares the same float64 numbers.
             self.cost = tables.rule_table.double()
             self.threshold = torch.tensor(threshold, dtype=torch.float32, device="cpu").item()
 
@@ -99,12 +101,20 @@ class Decision:
             return skipped >= self.skips
         return None
 
-    def _length(self, defects: list[float]) -> int:
+    def _length(self, values: list[list[float]]) -> int:
         """Whole steps that every sample may skip after this refresh, by ops.reference.decide."""
         gap = max(1, min(self.last_call - self.call_before, self.cost.shape[1])) - 1
-        row = self.cost[self.last_call, gap].tolist()
+        measures = torch.tensor(values, dtype=torch.float64, device="cpu")[:, None]
+        pairs = torch.stack(defect.terms(measures, self.cost[self.last_call, gap]), dim=-1).tolist()
+        # torch's square root is not always the nearest number, as the device's is.
+        fits = [
+            [
+                (math.sqrt(square) if sample[defect.VARIANCE] > 0 else clean) <= self.threshold
+                for clean, square in row
+            ]
+            for sample, row in zip(values, pairs, strict=True)
+        ]
         for skipped in range(self.rule.max_skip):
-            cost = row[min(skipped, len(row) - 1)]
-            if not all(defect * cost <= self.threshold for defect in defects):
+            if not all(row[min(skipped, len(row) - 1)] for row in fits):
                 return skipped
         return self.rule.max_skip

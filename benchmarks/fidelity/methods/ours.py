@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
+from adaptive_kernels import AdaptiveConfig, AdaptiveSampler, measure_output_noise
 from adaptive_kernels.rules.criteria import CRITERIA
 
 from ..method import Method, Outcome, Run
@@ -63,6 +64,36 @@ def _steps(problem: Problem, budget: float) -> list[int]:
     return [steps] if steps < problem.steps else []
 
 
+def _default(criterion: str) -> Callable[[Problem, float], list[float]]:
+    return lambda problem, budget: [CRITERIA[criterion].threshold]
+
+
+# The noise a network's outputs are measured on; no run that is reported may start from it.
+NOISE_SEED = 1_000_033
+
+
+def _measured(tolerance: float) -> Run:
+    def run(problem: Problem, batch: Batch) -> Outcome:
+        if batch.seed == NOISE_SEED:
+            raise ValueError(f"seeds must not hold {NOISE_SEED}, which noise is measured on")
+        if problem.name not in _NOISE:
+            own = problem.batch(NOISE_SEED)
+            _NOISE[problem.name] = measure_output_noise(
+                problem.model,
+                problem.table(),
+                noise=own.noise,
+                conditioning=own.conditioning,
+                unconditional=own.unconditional,
+                guidance_scale=problem.guidance_scale,
+                progress=False,
+            )
+        config = AdaptiveConfig(tolerance, criterion="defect", output_noise=_NOISE[problem.name])
+        return sampled(config)(problem, batch)
+
+    return run
+
+
+_NOISE: dict[str, tuple[float, ...]] = {}
 NEVER = AdaptiveConfig(criterion="never")
 # The reference of every figure; its setting is the number of steps.
 FULL = Method("full", lambda steps: sampled(NEVER), settings=lambda p, budget: [p.steps])
@@ -82,7 +113,18 @@ METHODS = [
     Method(
         "defect, default",
         lambda tol: sampled(AdaptiveConfig(tol, criterion="defect")),
-        settings=lambda p, budget: [CRITERIA["defect"].threshold],
+        settings=_default("defect"),
+    ),
+    Method("defect, noise measured", _measured, settings=_default("defect")),
+    Method(
+        "third_order, default",
+        lambda t: sampled(AdaptiveConfig(t)),
+        settings=_default("third_order"),
+    ),
+    Method(
+        "released, default",
+        lambda t: sampled(AdaptiveConfig(t, criterion="released")),
+        settings=_default("released"),
     ),
     tuned("defect, no repair", 1e-5, 0.3, criterion="defect", repair=False),
 ]

@@ -114,7 +114,7 @@ class EagerDefect(Eager):
 
     def run(self) -> None:
         start, (newest, older) = self.start, self.kept
-        fill_0, fill_1, _, repair, _, _, spread = self.weights[0]
+        fill_0, fill_1, _, repair, _, _, spread, _ = self.weights[0]
         output, computed, defect = fill_0 * newest + fill_1 * older, None, self.defect
         if start.fresh:
             # The defect is a small difference of large numbers: float32 from here on.

@@ -25,10 +25,10 @@ class Start:
     fresh: bool  # whether the first of them takes the model output
     model_output: Tensor  # [B or 2B, N] network dtype
     latents: list[Tensor]  # [B, N] each, float32: x_i, x_{i-1}, x_{i-2}
-    measures: Tensor  # [B, 2] float64: the state's
+    measures: Tensor  # [B, 6] float64: the state's
     rows: Tensor  # [steps, 10 + K] float32
     kept: list[Tensor]  # [B, N] each, float32: E_0, E_1; none but under `defect`
-    weights: Tensor | None = None  # [steps, 7] float32: f, r, spread of each step
+    weights: Tensor | None = None  # [steps, 8] float32: f, r, spread, noise of each step
     costs: Tensor | None = None  # [Q] float32: predicted error per unit of defect by skipped steps
 
     @property

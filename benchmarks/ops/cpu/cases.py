@@ -89,7 +89,8 @@ def problem(case: Case) -> State:
     table = SolverTable.from_scheduler(scheduler(), STEPS)
     noise = torch.randn(case.sizes, generator=torch.Generator().manual_seed(0))
     scale = torch.full((case.sizes[0],), GUIDANCE) if case.guided else None
-    config = AdaptiveConfig(criterion=case.criterion)
+    # The baselines know of no noise.
+    config = AdaptiveConfig(criterion=case.criterion, output_noise=0.0 if case.filled else None)
     state = State.begin(table, noise, config, guidance_scale=scale, dtype=DTYPES[case.dtype])
     wave = torch.linspace(0, 60, state.model_output[0].numel()).sin()
     # Outputs bend slowly, as a network's do: scores are finite and not a tie. Under `defect` they
@@ -115,7 +116,7 @@ def kept(case: Case, state: State, back: int) -> Tensor:
 
 
 def weights(case: Case) -> Tensor:
-    """[7]: f, r and spread of step `MIDDLE`; all samples stand alike."""
+    """[8]: f, r, spread and noise of step `MIDDLE`; all samples stand alike."""
     state = problem(case)
     last_call, call_before = int(state.last_call[0]), int(state.call_before[0])
     return state.weights[MIDDLE, MIDDLE - last_call - 1, last_call - call_before - 1]
@@ -127,7 +128,7 @@ def costs(case: Case) -> Tensor:
     last_call, call_before = int(state.last_call[0]), int(state.call_before[0])
     if not case.skipped:
         last_call, call_before = MIDDLE, last_call
-    return state.rule_table[last_call, last_call - call_before - 1]
+    return state.rule_table[last_call, last_call - call_before - 1, :, 0]
 
 
 def start(case: Case) -> Start:

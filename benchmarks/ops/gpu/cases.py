@@ -103,7 +103,9 @@ class Case:
 
     @property
     def config(self) -> AdaptiveConfig:
-        return AdaptiveConfig(THRESHOLDS[self.op], MAX_SKIP, self.criterion)
+        # The baselines know of no noise.
+        noise = 0.0 if self.criterion == "defect" else None
+        return AdaptiveConfig(THRESHOLDS[self.op], MAX_SKIP, self.criterion, output_noise=noise)
 
     def facts(self) -> dict:
         """What a result says of its case."""
@@ -200,7 +202,7 @@ class Lane:
         if filled:
             gaps = [RUN, *range(1, RUN)]
             entries = [state.weights[START + k, gap - 1, RUN - 1] for k, gap in enumerate(gaps)]
-            weights, costs = torch.stack(entries), state.rule_table[START, RUN - 1]
+            weights, costs = torch.stack(entries), state.rule_table[START, RUN - 1, :, 0]
         return Start(
             criterion=case.criterion,
             shape=case.size.shape,
@@ -252,7 +254,7 @@ def lane(case: Case, device: str, seed: int = 0) -> Lane:
     output = normal(len(state.model_output))
     if state.outputs is not None:
         state.outputs.fill_(torch.nan)
-        state.measures.fill_(0.01)
+        state.measures[:, :2].fill_(0.01)
         for back in (0, 1):
             start.kept(back).copy_(output[:batch] + 0.05 * normal(batch))
     for _ in range(MODEL_OUTPUTS):

@@ -41,6 +41,15 @@ __device__ __forceinline__ void refresh(const Place& at, const Row& row, const W
   }
 }
 
+// Takes a share of the defect out of a refresh's output, before that is kept; e_0 and e_1 are those
+// before it, which exist where there is a share.
+template <int V>
+__device__ __forceinline__ void leave_share(const Weights& w, float share, const float (&e_0)[V],
+                                            const float (&e_1)[V], float (&e)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) e[j] = leave_output(e[j], ak::fill(w, e_0[j], e_1[j]), share);
+}
+
 template <int V, int kHistory, bool kAligned>
 __device__ __forceinline__ void add_noise(const Args& a, const Place& at, float S,
                                           const Elements<V, kHistory, kAligned>& g, float (&x)[V]) {
