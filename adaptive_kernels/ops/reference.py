@@ -211,10 +211,9 @@ def unchecked_step(a: Arguments, fresh: bool) -> None:
             _distance(last_call - call_before, size),
         )
         share = noisy.share(a.measures, a.weights[following, gap, previous].double())
-        ahead = (following + 1) % stages == 0
-        share = torch.where(ahead, share, 0.0)
+        asked = refresh & (i + 1 < T) & ((following + 1) % stages == 0)
         own = a.measures[:, noisy.SHARE]
-        own.copy_(torch.where(active & refresh & (i + 1 < T), share, own))
+        own.copy_(torch.where(active & (most > 0), torch.where(asked, share, 0.0), own))
 
     def write(buffer, slot, values, where):
         old = buffer[slot, sample]

@@ -8,11 +8,11 @@ units of s2 (w_i^2):
     fill's noise   V = sum_k f_k^2 P_k
     keep           share = s2 R / (S^2 + s2 (V + R)),  S = D |(lam_i - lam_n0)(lam_i - lam_n1)|
                    output kept = e - share delta,  P = (1 - share)^2 R + share^2 V
-    defect         d^2 = mean(delta^2);  s2 = min(first d^2 / (V + R), most)
+    defect         d^2 = mean(delta^2);  s2 = min(1.1 (first d^2) / (V + R), most)
     rate           n = s2 (V + R);  D'^2 = (0.4 D^2, no less than d^2 - 1.5 n, no more than
                    d^2 - 0.5 n) / ((lam_i - lam_n0)(lam_i - lam_n1))^2
     run            predicted error after q skipped steps
-                   sqrt((D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|)^2 + 0.1 s2 max(0,
+                   sqrt((D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|)^2 + 0.12 s2 max(0,
                    sum_k a_k^2 P_k - b)),  a_k = sum_j |du_j| f_jk,  b = sum_j (|du_j|)^2 R_j
 
 with u = asinh(sb / 4). Without noise (s2 = 0) that is D = d / |..|, and the output is kept as it
@@ -38,7 +38,9 @@ DOUBT = 0.5
 STANDS = 0.4
 # Of the noise that a run adds to a result, against its threshold: it is white, and the error of a
 # fill is not.
-NOISE_COUNTS = 0.1
+NOISE_COUNTS = 0.12
+# A network is noisier towards the end of a sampling than where its first defect is measured.
+GROWS = 1.1
 SHARES = 256.0
 
 
@@ -137,7 +139,7 @@ def measure(measures: Tensor, entry: Tensor, square: Tensor, most: Tensor) -> Te
     """
     rate, variance, spread = measures[..., RATE], measures[..., VARIANCE], entry[..., 6]
     both = noise_of_fill(measures, entry) + entry[..., 7]
-    found = square / both
+    found = GROWS * square / both
     first = (variance == 0) & spread.isfinite()
     variance = torch.where(first, torch.where(found < most, found, most), variance)
     noise = variance * both
@@ -172,10 +174,11 @@ def share(measures: Tensor, entry: Tensor) -> Tensor:
     Args:
         entry: [..., 8] float64, the weights of that refresh.
     """
-    signal = measures[..., RATE] / entry[..., 6]
-    noise = measures[..., VARIANCE] * entry[..., 7]
-    both = signal * signal + measures[..., VARIANCE] * noise_of_fill(measures, entry) + noise
-    value = (noise / both * SHARES + 0.5).floor() / SHARES
+    rate, variance = measures[..., RATE], measures[..., VARIANCE]
+    square = entry[..., 6] * entry[..., 6]
+    noise = variance * entry[..., 7] * square
+    both = rate * rate + variance * noise_of_fill(measures, entry) * square + noise
+    value = (noise / both * SHARES + 0.5).floor() * (1 / SHARES)
     line = (entry[..., 0] != 0) & (entry[..., 1] != 0)
-    usable = (noise > 0) & (value > 0) & entry[..., 6].isfinite() & line
+    usable = (noise > 0) & (value > 0) & square.isfinite() & line
     return torch.where(usable, value, 0.0)

@@ -10,7 +10,7 @@ from .defect import typical
 
 # A network's rounding adds up over its layers to about as much as one rounding of its outputs, 0.7
 # to 1 of it on the shipped model; more than this is not taken for noise.
-ALLOWED = 1.2
+ALLOWED = 1.15
 
 
 def noise_size(value: object) -> float | tuple[float, ...] | None:
@@ -68,7 +68,7 @@ def largest_noise(
 ) -> Tensor | float:
     """The most that counts as noise of guided outputs, rms; [B] float32 of a tensor of scales.
 
-    ``1.2 size sqrt(g^2 + (1 - g)^2)``, the rms of ``mu + g (mc - mu)`` where mu and mc have noise
+    ``1.15 size sqrt(g^2 + (1 - g)^2)``, the rms of ``mu + g (mc - mu)`` where mu and mc have noise
     of their own.
 
     Args:

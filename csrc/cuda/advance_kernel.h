@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
   AK_SHARED(WarpSums<kAdvanceThreads>, sums);
   AK_DYNAMIC_SHARED(uint4, memory);
   using Held = Elements<kAdvanceElements, kHistory, true>;
+  AK_SHARED(Held, aside);
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
@@ -55,7 +56,12 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
       __syncthreads();
       write_piece<kAdvanceThreads>(a, b, piece, columns, sums);
     }
-    if (arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, columns);
+    if (arrive_last(&head_of(a, b)->arrived, blocks)) {
+      // The thread that decides has registers for its elements or for the decision.
+      if (threadIdx.x == 0) aside = g;
+      decide_run(a, b, columns);
+      if (threadIdx.x == 0) g = aside;
+    }
   }
   if (by_sums) wait_for_grid(head_of(a, 0));
   if (!moving) return;

@@ -72,16 +72,6 @@ AK_HD float share_at(const Args& a, const Place& at) {
   return wants_defect(a, at) ? static_cast<float>(measures_of(a, at.b)[kShare]) : 0.0f;
 }
 
-// What the rule predicts for the step, were it the next skipped one in a row.
-AK_HD double predict(const Args& a, const Place& at) {
-  if (a.rule.criterion == kPlan) return a.rule_table[at.index * a.G * a.Q * kPredictors];
-  if (a.rule.criterion != kDefect) return 0.0;
-  const int64_t skips = (at.run - 1) / a.rule.stages + 1;
-  const int64_t gap = distance(at.last_call - at.call_before, a.G);
-  const int64_t entry = (at.last_call * a.G + gap) * a.Q + distance(skips, a.Q);
-  return predict_run(a.rule_table + entry * kPredictors, measures_of(a, at.b));
-}
-
 // The counters of a sample one step on, before the decision.
 AK_HD void step_past(Place* at) {
   if (is_fresh(*at)) {
@@ -93,30 +83,63 @@ AK_HD void step_past(Place* at) {
   at->index += 1;
 }
 
+// Where the run of a sample is predicted from, were the step it stands at the next skipped one.
+AK_HD const float* predictors_of(const Args& a, const Place& at) {
+  const int64_t skips = (at.run - 1) / a.rule.stages + 1;
+  const int64_t gap = distance(at.last_call - at.call_before, a.G);
+  return a.rule_table + ((at.last_call * a.G + gap) * a.Q + distance(skips, a.Q)) * kPredictors;
+}
+
+// What the rule `defect` reads and keeps of a sample's step. It is read at once and first: on a GPU
+// one thread waits for it.
+struct Measured {
+  Estimate now;
+  Weights here;
+  Predictors predictors;
+  double most;  // the largest variance that counts as noise
+};
+
+AK_HD Measured measured_at(const Args& a, const Place& before, const Place& after) {
+  const double size = a.output_noise[before.b];
+  return {estimate_at(measures_of(a, before.b)), weights_at(a, before),
+          predictors_at(predictors_of(a, after)), size * size};
+}
+
+// Takes the step in, before the decision; returns the predicted error.
+AK_HD double take_in(const Args& a, const Place& before, const Sums& sums, Measured* m) {
+  if (wants_defect(a, before))
+    measure_defect(m->here, sums.defect / sums.elements, m->most, &m->now);
+  if (m->most > 0.0 && is_fresh(before)) keep_noise(m->here, &m->now);
+  return predict_run(m->predictors, m->now);
+}
+
 // Moves a sample past the step it stands at, and decides about the next one. `sums` are those of
 // all samples where they decide together; `first` is the sample's own.
 AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums) {
-  const int64_t step = at->index;
+  const Place before = *at;
   const bool defect = needs_defect(a.rule.criterion);
-  const double size = defect ? a.output_noise[at->b] : 0.0f, most = size * size;
-  double* measures = measures_of(a, at->b);
-  if (wants_defect(a, *at))
-    measure_defect(weights_of(a, *at), sums.defect / sums.elements, most, measures);
-  if (most > 0.0 && is_fresh(*at)) keep_noise(weights_of(a, *at), measures);
+  Measured measured;
   if (wants_first(a, *at)) {
     at->measures[1] = at->measures[0];
     at->measures[0] = first;
   }
   step_past(at);
-  Decision decision = {true, NAN};
-  if (at->index < a.T) {
-    sums.predicted = predict(a, *at);
-    decision = decide(a.rule, step, at->run, sums, a.threshold[at->b]);
+  const bool inside = at->index < a.T;
+  if (defect) {
+    measured = measured_at(a, before, *at);
+    sums.predicted = take_in(a, before, sums, &measured);
+  } else if (a.rule.criterion == kPlan && inside) {
+    sums.predicted = a.rule_table[at->index * a.G * a.Q * kPredictors];
   }
-  if (!decision.refresh) return decision;
-  at->run = 0;
-  if (most > 0.0 && at->index < a.T)
-    measures[kShare] = wants_defect(a, *at) ? share_of(weights_of(a, *at), measures) : 0.0;
+  Decision decision = {true, NAN};
+  if (inside) decision = decide(a.rule, before.index, at->run, sums, a.threshold[at->b]);
+  if (decision.refresh) at->run = 0;
+  if (!defect) return decision;
+  if (measured.most > 0.0) {
+    const bool shares = inside && wants_defect(a, *at);
+    measured.now.share = shares ? share_of(weights_at(a, *at), measured.now) : 0.0;
+  }
+  save(measured.now, measures_of(a, at->b));
   return decision;
 }
 

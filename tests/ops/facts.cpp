@@ -63,14 +63,16 @@ void print_criterion(int64_t code) {
 void print_defect(const char* comma, const float (&entry)[kWeights],
                   const float (&table)[kPredictors], const double (&before)[kMeasures],
                   double square, double most) {
+  const Weights w = {{entry[0], entry[1], entry[2]}, {}, entry[6], entry[7]};
   double m[kMeasures];
-  for (int k = 0; k < kMeasures; ++k) m[k] = before[k];
-  measure_defect(entry, square, most, m);
-  keep_noise(entry, m);
-  m[kShare] = share_of(entry, m);
+  Estimate now = estimate_at(before);
+  measure_defect(w, square, most, &now);
+  keep_noise(w, &now);
+  now.share = share_of(w, now);
+  save(now, m);
   std::printf("%s[", comma);
   for (double value : m) std::printf("\"%a\", ", value);
-  std::printf("\"%a\"]", predict_run(table, m));
+  std::printf("\"%a\"]", predict_run(predictors_at(table), now));
 }
 
 void print_defects() {
@@ -131,8 +133,8 @@ int main() {
     if (code > 0) std::printf(", ");
     print_criterion(code);
   }
-  std::printf("], \"noise\": [\"%a\", \"%a\", \"%a\", \"%a\"], \"defects\": [", kDoubt, kStands,
-              kNoiseCounts, kShares);
+  std::printf("], \"noise\": [\"%a\", \"%a\", \"%a\", \"%a\", \"%a\"], \"defects\": [", kDoubt,
+              kStands, kNoiseCounts, kGrows, kShares);
   print_defects();
   std::printf("]}\n");
 }

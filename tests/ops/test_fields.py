@@ -104,7 +104,7 @@ def test_the_criteria_are_those_of_cpp(facts):
 
 def test_the_noise_of_a_network_is_told_as_in_cpp(facts):
     """To the last place, NaN and Inf included, of noisy networks and others."""
-    ours = [defect.DOUBT, defect.STANDS, defect.NOISE_COUNTS, defect.SHARES]
+    ours = [defect.DOUBT, defect.STANDS, defect.NOISE_COUNTS, defect.GROWS, defect.SHARES]
     assert ours == [float.fromhex(value) for value in facts["noise"]]
     lines = torch.tensor(
         [[float.fromhex(v) for v in (*line[:-1], *line[-1])] for line in facts["defects"]],

@@ -161,12 +161,13 @@ def conclude(
         a, at.index, run, sums, predicted.to(tl.float64), threshold, CRITERION, STAGES
     )
 
-    if (MEASURED >> CRITERION) & 1:  # noqa: SIM102
+    if (MEASURED >> CRITERION) & 1:
+        share = tl.where(most > 0, 0.0, own.share)
         if going_on & refresh & (most > 0):
             ahead = Place(at.b, index, at.run * 0, at.nfe, last_call, call_before)
             share = share_of(own, entry_at(weights_at(a, ahead)))
             share = tl.where((index + 1) % STAGES == 0, share, 0.0)
-            own = Measures(own.rate, own.variance, own.noise_0, own.noise_1, own.noise_2, share)
+        own = Measures(own.rate, own.variance, own.noise_0, own.noise_1, own.noise_2, share)
 
     # Every thread has read what is written now.
     tl.debug_barrier()

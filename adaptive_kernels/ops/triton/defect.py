@@ -9,7 +9,7 @@ from ...rules import defect
 
 DOUBT, STANDS = tl.constexpr(defect.DOUBT), tl.constexpr(defect.STANDS)
 NOISE_COUNTS, SHARES = tl.constexpr(defect.NOISE_COUNTS), tl.constexpr(defect.SHARES)
-SHARE = tl.constexpr(defect.SHARE)
+SHARE, GROWS = tl.constexpr(defect.SHARE), tl.constexpr(defect.GROWS)
 
 
 class Measures(NamedTuple):
@@ -78,7 +78,7 @@ def not_below_zero(value):
 def measure(m, w, square, most):
     """After a defect of mean square `square`; `most`: the largest s2."""
     both = noise_of_fill(m, w) + w.noise
-    found = square / both
+    found = GROWS * square / both
     found = tl.where(found < most, found, most)
     variance = tl.where(m.variance == 0, found, m.variance)
     noise = variance * both
@@ -109,11 +109,12 @@ def keep_noise(m, w):
 @triton.jit
 def share_of(m, w):
     """For a refresh with these weights."""
-    signal, noise = m.rate / w.spread, m.variance * w.noise
-    both = signal * signal + m.variance * noise_of_fill(m, w) + noise
-    value = tl.floor(noise / both * SHARES + 0.5) / SHARES
+    square = w.spread * w.spread
+    noise = m.variance * w.noise * square
+    both = m.rate * m.rate + m.variance * noise_of_fill(m, w) * square + noise
+    value = tl.floor(noise / both * SHARES + 0.5) * (1.0 / SHARES)
     line = (w.f0 != 0) & (w.f1 != 0)
-    return tl.where((noise > 0) & (value > 0) & finite(w.spread) & line, value, 0.0)
+    return tl.where((noise > 0) & (value > 0) & finite(square) & line, value, 0.0)
 
 
 @triton.jit

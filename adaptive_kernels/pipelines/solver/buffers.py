@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...rules import defect
 from ...rules.config import AdaptiveConfig
 from ...rules.tables import FillTables
 from ...sampling.state import State
@@ -45,8 +44,6 @@ class Buffers:
         # As the pipeline sees them: nothing is reshaped from step to step.
         self._slots = [slot.view(sample.shape) for slot in self.state.latents]
         self._arguments = self.state.arguments()
-        noisy = "defect" in config.kind.sums and output_noise > 0
-        self._shares = self.state.measures[:, defect.SHARE] if noisy else None
         self.output: Tensor | None = None  # [rows, ...] of the last refresh
         self._output: Tensor | None = None  # [B, N], as the op reads it
         # What was handed back last, and its version then: untouched, it needs no merge.
@@ -84,9 +81,7 @@ class Buffers:
             # The op takes what networks run in.
             self._output = flat.float() if flat.dtype == torch.float64 else flat
         if fresh:
-            # All samples take it, whoever asked for it; others have no share of it worked out.
-            if self._shares is not None and len(self.state.run) > 1:
-                self._shares.mul_(self.state.run == 0)
+            # All samples take it, whoever asked for it.
             self.state.run.zero_()
         ops.step(*self._arguments._replace(model_output=self._output), fresh, None)
         row, self.row = self.row, self.row + 1
