@@ -57,14 +57,14 @@ AK_HD double noise_of_fill(const Weights& w, const Estimate& now) {
   return sum;
 }
 
-// Takes in a defect of mean square `square`; `most`: the largest s2.
-AK_HD void measure_defect(const Weights& w, double square, double most, Estimate* now) {
-  const double spread = w.spread, rate = now->rate;
+// Takes in a defect of mean square `square`, whose noise is `both` = V + R in units of s2; `most`:
+// the largest s2.
+AK_HD void measure_defect(float spread_of, double both, double square, double most, Estimate* now) {
+  const double spread = spread_of, rate = now->rate;
   if (!(most > 0.0) || !std::isfinite(square) || !std::isfinite(spread)) {
     now->rate = std::sqrt(square) * spread;
     return;
   }
-  const double both = noise_of_fill(w, *now) + w.noise;
   if (now->variance == 0.0) {
     const double found = kGrows * square / both;
     now->variance = found < most ? found : most;
@@ -77,45 +77,48 @@ AK_HD void measure_defect(const Weights& w, double square, double most, Estimate
   now->rate = std::sqrt(stands < least ? least : stands);
 }
 
-// An output was kept: its own noise is P_0.
-AK_HD void keep_noise(const Weights& w, Estimate* now) {
+// An output was kept, whose fill has the noise `fill` = V: its own is P_0.
+AK_HD void keep_noise(const Weights& w, double fill, Estimate* now) {
   const double share = now->share;
   const double own = (1.0 - share) * (1.0 - share) * w.noise;
-  const double last = own + share * share * noise_of_fill(w, *now);
+  const double last = own + share * share * fill;
   for (int k = kOutputs - 1; k > 0; --k) now->noise[k] = now->noise[k - 1];
   now->noise[0] = last;
 }
 
-// For a refresh with these weights; 0 but for a line through the last two outputs.
-AK_HD double share_of(const Weights& w, const Estimate& now) {
-  // All in units of the rate: divisions are slow.
-  const double square = static_cast<double>(w.spread) * w.spread;
-  const double noise = now.variance * w.noise * square;
-  const double fill = now.variance * noise_of_fill(w, now) * square;
-  const double both = now.rate * now.rate + fill + noise;
-  const double value = std::floor(noise / both * kShares + 0.5) * (1.0 / kShares);
-  const bool usable = noise > 0.0 && std::isfinite(square) && w.f[0] != 0.0f && w.f[1] != 0.0f;
-  return usable && value > 0.0 ? value : 0.0;
-}
-
-// What a run is predicted by: an entry of the rule table.
-struct Predictors {
-  float rate, fill[kOutputs], own;
+// What a refresh to come has of noise, in units of s2 and of its rate's: its own and its fill's.
+struct Ahead {
+  double own, fill;
 };
 
-AK_HD Predictors predictors_at(const float* entry) {
-  return {entry[0], {entry[1], entry[2], entry[3]}, entry[4]};
+// For a refresh with these weights; nothing but for a line through the last two outputs.
+AK_HD Ahead ahead_of(const Weights& w, const Estimate& now) {
+  const double square = static_cast<double>(w.spread) * w.spread;
+  if (!std::isfinite(square) || w.f[0] == 0.0f || w.f[1] == 0.0f) return {0.0, 0.0};
+  return {w.noise * square, noise_of_fill(w, now) * square};
 }
 
-AK_HD double predict_run(const Predictors& p, const Estimate& now) {
-  const double clean = now.rate * p.rate;
-  if (!(now.variance > 0.0)) return clean;
+AK_HD double share_of(const Ahead& ahead, const Estimate& now) {
+  const double noise = now.variance * ahead.own;
+  const double both = now.rate * now.rate + now.variance * ahead.fill + noise;
+  const double value = std::floor(noise / both * kShares + 0.5) * (1.0 / kShares);
+  return noise > 0.0 && value > 0.0 ? value : 0.0;
+}
+
+// The noise of a run beyond that of the calls it saves, in units of s2; `entry` of the rule table.
+AK_HD double noise_of_run(const float* entry, const Estimate& now) {
   double noise = 0.0;
   for (int k = 0; k < kOutputs; ++k) {
-    const double a = p.fill[k];
+    const double a = entry[1 + k];
     noise += a * a * now.noise[k];
   }
-  noise = not_below_zero(noise - p.own);
+  return not_below_zero(noise - entry[1 + kOutputs]);
+}
+
+// The error predicted of a run, `per_rate` without noise.
+AK_HD double predict_run(float per_rate, double noise, const Estimate& now) {
+  const double clean = now.rate * per_rate;
+  if (!(now.variance > 0.0)) return clean;
   return std::sqrt(clean * clean + kNoiseCounts * now.variance * noise);
 }
 

@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
   AK_DYNAMIC_SHARED(uint4, memory);
   using Held = Elements<kAdvanceElements, kHistory, true>;
   AK_SHARED(Held, aside);
+  AK_SHARED(Measured, measured);
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
@@ -57,9 +58,15 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
       write_piece<kAdvanceThreads>(a, b, piece, columns, sums);
     }
     if (arrive_last(&head_of(a, b)->arrived, blocks)) {
-      // The thread that decides has registers for its elements or for the decision.
-      if (threadIdx.x == 0) aside = g;
-      decide_run(a, b, columns);
+      // The thread that decides has registers for its elements or for the decision; it reads what
+      // that needs while other warps add.
+      if (threadIdx.x == 0) {
+        aside = g;
+        if (needs_defect(a.rule.criterion)) measured = measured_at(a, at);
+        __threadfence_block();
+        g = aside;
+      }
+      decide_run(a, b, columns, measured);
       if (threadIdx.x == 0) g = aside;
     }
   }
@@ -76,7 +83,7 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
     }
     if (g.n > 0) run<kFilled, kHistory>(a, at, length, share, g);
   }
-  if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, 0);
+  if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, 0, measured);
 }
 
 // Blocks per sample, and how many pieces each keeps in shared memory.

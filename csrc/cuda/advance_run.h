@@ -66,13 +66,14 @@ __device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
   return (1u << (2 * most)) - 1;
 }
 
-// By a sample's last block: decides the whole run and leaves its length in the head.
-__device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t columns) {
+// By a sample's last block: decides the whole run and leaves its length in the head. `measured` is
+// thread 0's, in shared memory: under `defect` that of the run's first step.
+__device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t columns,
+                                           Measured& measured) {
   const Place at = place_of(a, b);
   using Totals = double[kSums];
   AK_SHARED(Totals, totals);
   const int warp = threadIdx.x / 32;
-  __syncthreads();
   if (warp < kSums) {
     const bool wanted = columns >> warp & 1u;
     const double total = wanted ? column_total(column_of(a, at.b, warp), a.pieces) : 0.0;
@@ -93,7 +94,8 @@ __device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t co
                        static_cast<double>(a.N),
                        totals[kDefectColumn],
                        0.0};
-    conclude(a, &p, sums.first, sums);
+    if (defect && length > 0) measured = measured_at(a, p);
+    conclude(a, &p, sums.first, sums, measured);
     ++length;
   } while (p.run > 0 && length < most);
   save(a, p);
@@ -109,7 +111,7 @@ __device__ __forceinline__ int64_t known_length(const Args& a, int64_t b) {
   const int64_t most = most_steps(a, at);
   int64_t length = 0;
   do {
-    move_on(a, &at, 0.0, Sums{});
+    move_on(a, &at, 0.0, Sums{}, Measured{});
     ++length;
   } while (at.run > 0 && length < most);
   return length;

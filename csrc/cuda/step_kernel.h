@@ -73,14 +73,15 @@ __device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t
   }
   float x_next[V] = {};
   if (g.n > 0) {
-    solve<kFilled>(a, at, row, all.weights, &g, x_next);
+    // A history leaves no registers for the outputs: they are read again, from the cache.
+    constexpr bool kAgain = kHistory > 1;
+    solve<kFilled>(a, at, row, all.weights, &g, x_next, kAgain ? 0.0f : all.share);
     const auto write = [&](const float (&from)[V], float* to) { g.store(from, g.n, to + g.from); };
     write(x_next, ring(a, at, at.index + 1));
     if (at.index + 1 < a.T) write_input(a, at, row, g, x_next);
     if (a.K > 1) write(g.h, kept(a, at, at.index));
     if (kFilled && is_fresh(at)) {
-      if (all.share != 0.0f) {
-        // Read again, from the cache: there are no registers to have held them in.
+      if (kAgain && all.share != 0.0f) {
         g.load(output(a, at, at.nfe - 1) + g.from, g.n, g.e[1]);
         g.load(output(a, at, at.nfe - 2) + g.from, g.n, g.e[2]);
         leave_share(all.weights, all.share, g.e[1], g.e[2], g.e[0]);

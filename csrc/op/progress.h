@@ -90,66 +90,88 @@ AK_HD const float* predictors_of(const Args& a, const Place& at) {
   return a.rule_table + ((at.last_call * a.G + gap) * a.Q + distance(skips, a.Q)) * kPredictors;
 }
 
-// What the rule `defect` reads and keeps of a sample's step. It is read at once and first: on a GPU
-// one thread waits for it.
+// What the rule `defect` has of a step before its defect is known. On a GPU another warp reads and
+// works it out while the sums are added.
 struct Measured {
-  Estimate now;
-  Weights here;
-  Predictors predictors;
-  double most;  // the largest variance that counts as noise
+  Estimate now;   // its noise is that after the step
+  Ahead ahead;    // were the next step to call the network
+  double most;    // the largest variance that counts as noise
+  double both;    // noise of the defect, in units of the variance
+  double of_run;  // and of the run
+  float spread, per_rate;
 };
 
-AK_HD Measured measured_at(const Args& a, const Place& before, const Place& after) {
+AK_HD Measured measured_at(const Args& a, const Place& before) {
+  Place after = before;
+  step_past(&after);
+  const float* entry = predictors_of(a, after);
   const double size = a.output_noise[before.b];
-  return {estimate_at(measures_of(a, before.b)), weights_at(a, before),
-          predictors_at(predictors_of(a, after)), size * size};
-}
-
-// Takes the step in, before the decision; returns the predicted error.
-AK_HD double take_in(const Args& a, const Place& before, const Sums& sums, Measured* m) {
-  if (wants_defect(a, before))
-    measure_defect(m->here, sums.defect / sums.elements, m->most, &m->now);
-  if (m->most > 0.0 && is_fresh(before)) keep_noise(m->here, &m->now);
-  return predict_run(m->predictors, m->now);
+  Measured m = {
+      estimate_at(measures_of(a, before.b)), {0.0, 0.0}, size * size, 0.0, 0.0, 0.0f, entry[0]};
+  if (is_fresh(before)) {
+    const Weights w = weights_at(a, before);
+    m.spread = w.spread;
+    if (m.most > 0.0) {
+      const double fill = noise_of_fill(w, m.now);
+      m.both = fill + w.noise;
+      keep_noise(w, fill, &m.now);
+    }
+  }
+  if (!(m.most > 0.0)) return m;
+  m.of_run = noise_of_run(entry, m.now);
+  after.run = 0;
+  if (after.index < a.T && is_boundary(a, after)) m.ahead = ahead_of(weights_at(a, after), m.now);
+  return m;
 }
 
 // Moves a sample past the step it stands at, and decides about the next one. `sums` are those of
-// all samples where they decide together; `first` is the sample's own.
-AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums) {
-  const Place before = *at;
+// all samples where they decide together; `first` is the sample's own; `measured` is read under
+// `defect` alone.
+AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums,
+                       const Measured& measured) {
+  const int64_t step = at->index;
   const bool defect = needs_defect(a.rule.criterion);
-  Measured measured;
+  Estimate now;
+  if (defect) {
+    now = measured.now;
+    if (wants_defect(a, *at))
+      measure_defect(measured.spread, measured.both, sums.defect / sums.elements, measured.most,
+                     &now);
+    sums.predicted = predict_run(measured.per_rate, measured.of_run, now);
+  }
   if (wants_first(a, *at)) {
     at->measures[1] = at->measures[0];
     at->measures[0] = first;
   }
   step_past(at);
-  const bool inside = at->index < a.T;
-  if (defect) {
-    measured = measured_at(a, before, *at);
-    sums.predicted = take_in(a, before, sums, &measured);
-  } else if (a.rule.criterion == kPlan && inside) {
-    sums.predicted = a.rule_table[at->index * a.G * a.Q * kPredictors];
-  }
   Decision decision = {true, NAN};
-  if (inside) decision = decide(a.rule, before.index, at->run, sums, a.threshold[at->b]);
+  if (at->index < a.T) {
+    if (a.rule.criterion == kPlan)
+      sums.predicted = a.rule_table[at->index * a.G * a.Q * kPredictors];
+    decision = decide(a.rule, step, at->run, sums, a.threshold[at->b]);
+  }
   if (decision.refresh) at->run = 0;
   if (!defect) return decision;
-  if (measured.most > 0.0) {
-    const bool shares = inside && wants_defect(a, *at);
-    measured.now.share = shares ? share_of(weights_at(a, *at), measured.now) : 0.0;
-  }
-  save(measured.now, measures_of(a, at->b));
+  if (measured.most > 0.0) now.share = decision.refresh ? share_of(measured.ahead, now) : 0.0;
+  save(now, measures_of(a, at->b));
   return decision;
 }
 
 // The same, with the trace of it written.
-AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums) {
+AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums,
+                    const Measured& measured) {
   if (is_fresh(*at)) a.refreshed[at->index * a.B + at->b] = true;
-  const Decision decision = move_on(a, at, first, sums);
+  const Decision decision = move_on(a, at, first, sums, measured);
   if (at->index == a.T) return;
   a.refreshed[at->index * a.B + at->b] = decision.refresh;
   a.score[at->index * a.B + at->b] = decision.score;
+}
+
+// The same, where nothing was worked out before.
+AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums) {
+  Measured measured;
+  if (needs_defect(a.rule.criterion)) measured = measured_at(a, *at);
+  conclude(a, at, first, sums, measured);
 }
 
 // Writes where a sample that moved stands now, and the timestep its network is fed next.

@@ -66,13 +66,14 @@ void print_defect(const char* comma, const float (&entry)[kWeights],
   const Weights w = {{entry[0], entry[1], entry[2]}, {}, entry[6], entry[7]};
   double m[kMeasures];
   Estimate now = estimate_at(before);
-  measure_defect(w, square, most, &now);
-  keep_noise(w, &now);
-  now.share = share_of(w, now);
+  const double fill = noise_of_fill(w, now);
+  measure_defect(w.spread, fill + w.noise, square, most, &now);
+  keep_noise(w, fill, &now);
+  now.share = share_of(ahead_of(w, now), now);
   save(now, m);
   std::printf("%s[", comma);
   for (double value : m) std::printf("\"%a\", ", value);
-  std::printf("\"%a\"]", predict_run(predictors_at(table), now));
+  std::printf("\"%a\"]", predict_run(table[0], noise_of_run(table, now), now));
 }
 
 void print_defects() {

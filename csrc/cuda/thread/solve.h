@@ -21,10 +21,19 @@ __device__ __forceinline__ void fill(const Place& at, const Weights& w,
   }
 }
 
-// A refresh: h with its repair, and the outputs with its own.
+// Takes a share of the defect out of a refresh's output, before that is kept; e_0 and e_1 are those
+// before it, which exist where there is a share.
+template <int V>
+__device__ __forceinline__ void leave_share(const Weights& w, float share, const float (&e_0)[V],
+                                            const float (&e_1)[V], float (&e)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) e[j] = leave_output(e[j], ak::fill(w, e_0[j], e_1[j]), share);
+}
+
+// A refresh: h with its repair, and the outputs with its own, less a share of the defect.
 template <int V, int kHistory, bool kAligned>
 __device__ __forceinline__ void refresh(const Place& at, const Row& row, const Weights& w,
-                                        Elements<V, kHistory, kAligned>* g) {
+                                        float share, Elements<V, kHistory, kAligned>* g) {
   const bool repairs = w.r[0] != 0.0f || w.r[1] != 0.0f || w.r[2] != 0.0f;
 #pragma unroll
   for (int j = 0; j < V; ++j) {
@@ -37,17 +46,9 @@ __device__ __forceinline__ void refresh(const Place& at, const Row& row, const W
     }
     g->e[2][j] = g->e[1][j];
     g->e[1][j] = g->e[0][j];
-    g->e[0][j] = e;
+    const float fill = share != 0.0f ? ak::fill(w, g->e[1][j], g->e[2][j]) : 0.0f;
+    g->e[0][j] = share != 0.0f ? leave_output(e, fill, share) : e;
   }
-}
-
-// Takes a share of the defect out of a refresh's output, before that is kept; e_0 and e_1 are those
-// before it, which exist where there is a share.
-template <int V>
-__device__ __forceinline__ void leave_share(const Weights& w, float share, const float (&e_0)[V],
-                                            const float (&e_1)[V], float (&e)[V]) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) e[j] = leave_output(e[j], ak::fill(w, e_0[j], e_1[j]), share);
 }
 
 template <int V, int kHistory, bool kAligned>
@@ -66,11 +67,12 @@ __device__ __forceinline__ void add_noise(const Args& a, const Place& at, float 
   for (int j = 0; j < V; ++j) x[j] += S * z[j];
 }
 
-// The new latents of the step; g->h and g->e are then those of the step.
+// The new latents of the step; g->h and g->e are then those of the step. `share`: of the defect,
+// that a refresh leaves out of its output.
 template <bool kFilled, int V, int kHistory, bool kAligned>
 __device__ __forceinline__ void solve(const Args& a, const Place& at, const Row& row,
                                       const Weights& w, Elements<V, kHistory, kAligned>* g,
-                                      float (&x_next)[V]) {
+                                      float (&x_next)[V], float share = 0.0f) {
   if (kFilled && !is_fresh(at)) {
     float sum[V];
     fill(at, w, *g, sum);
@@ -79,7 +81,7 @@ __device__ __forceinline__ void solve(const Args& a, const Place& at, const Row&
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) g->h[j] = keep(row, g->x[j], g->m[j]);
-    if constexpr (kFilled) refresh(at, row, w, g);
+    if constexpr (kFilled) refresh(at, row, w, share, g);
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) x_next[j] = update(row, g->x[j], g->h[j]);
