@@ -73,8 +73,9 @@ bool step_once(const Args& a, bool fresh) {
   bool more = false;
   for (size_t j = 0; j < samples.size(); ++j) {
     Place* at = &samples[j].at;
-    conclude(a, at, sums[j].first, a.rule.batch_wide ? all : sums[j]);
-    save(a, *at);
+    Besides r = besides(a, *at);
+    conclude(a, at, sums[j].first, a.rule.batch_wide ? all : sums[j], &r);
+    save(a, *at, r);
     more = more || at->run > 0;
   }
   return more;

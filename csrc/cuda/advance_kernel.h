@@ -25,8 +25,9 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
   AK_SHARED(WarpSums<kAdvanceThreads>, sums);
   AK_DYNAMIC_SHARED(uint4, memory);
   using Held = Elements<kAdvanceElements, kHistory, true>;
-  AK_SHARED(Held, aside);
-  AK_SHARED(Measured, measured);
+  using Aside = Held[kReady];
+  AK_SHARED(Aside, aside);
+  AK_SHARED(Ready, ready);
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
@@ -58,16 +59,17 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
       write_piece<kAdvanceThreads>(a, b, piece, columns, sums);
     }
     if (arrive_last(&head_of(a, b)->arrived, blocks)) {
-      // The thread that decides has registers for its elements or for the decision; it reads what
-      // that needs while other warps add.
-      if (threadIdx.x == 0) {
-        aside = g;
-        if (needs_defect(a.rule.criterion)) measured = measured_at(a, at);
+      // The warp that decides has registers for its elements or for the decision, and gets that
+      // ready while others add.
+      const bool decides = threadIdx.x < kReady;
+      if (decides) {
+        aside[threadIdx.x] = g;
+        get_ready(a, at, ready);
         __threadfence_block();
-        g = aside;
+        g = aside[threadIdx.x];
       }
-      decide_run(a, b, columns, measured);
-      if (threadIdx.x == 0) g = aside;
+      decide_run(a, b, columns, ready);
+      if (threadIdx.x == 0) g = aside[0];
     }
   }
   if (by_sums) wait_for_grid(head_of(a, 0));
@@ -83,7 +85,10 @@ __global__ void __launch_bounds__(kAdvanceThreads, 1)
     }
     if (g.n > 0) run<kFilled, kHistory>(a, at, length, share, g);
   }
-  if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) decide_run(a, b, 0, measured);
+  if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) {
+    if (threadIdx.x < kReady) get_ready(a, at, ready);
+    decide_run(a, b, 0, ready);
+  }
 }
 
 // Blocks per sample, and how many pieces each keeps in shared memory.

@@ -66,10 +66,14 @@ __device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
   return (1u << (2 * most)) - 1;
 }
 
-// By a sample's last block: decides the whole run and leaves its length in the head. `measured` is
-// thread 0's, in shared memory: under `defect` that of the run's first step.
+// What the decisions of a run read besides the sums, a step a lane of the first warp.
+constexpr int kReady = 32;
+using Ready = Besides[kReady];
+
+// By a sample's last block: decides the whole run and leaves its length in the head. `ready` is in
+// shared memory.
 __device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t columns,
-                                           Measured& measured) {
+                                           Ready& ready) {
   const Place at = place_of(a, b);
   using Totals = double[kSums];
   AK_SHARED(Totals, totals);
@@ -85,6 +89,7 @@ __device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t co
   const int64_t most = most_steps(a, at);
   Place p = at;
   int32_t length = 0;
+  Besides* r = ready;
   do {
     const int column = defect ? 0 : 2 * length;
     const Sums sums = {totals[column + kThirdColumn],
@@ -94,15 +99,25 @@ __device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t co
                        static_cast<double>(a.N),
                        totals[kDefectColumn],
                        0.0};
-    if (defect && length > 0) measured = measured_at(a, p);
-    conclude(a, &p, sums.first, sums, measured);
+    if (length > 0) {
+      Besides& next = ready[length % kReady];
+      if (length >= kReady) next = besides(a, at, length);
+      go_on(next, r);
+    }
+    conclude(a, &p, sums.first, sums, r);
     ++length;
   } while (p.run > 0 && length < most);
-  save(a, p);
+  save(a, p, *r);
   if (p.index == a.T && length > 1)
     set_timestep(a, at.b, row_at(a.rows, a.width, a.T - 2).timestep);
   tell_graph(a, p);
   head_of(a, at.b)->length = length;
+}
+
+// By the first warp, before decide_run().
+__device__ __forceinline__ void get_ready(const Args& a, const Place& at, Ready& ready) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x);
+  if (lane < most_steps(a, at)) ready[lane] = besides(a, at, lane);
 }
 
 // The length of a run that takes no sums.
@@ -111,7 +126,8 @@ __device__ __forceinline__ int64_t known_length(const Args& a, int64_t b) {
   const int64_t most = most_steps(a, at);
   int64_t length = 0;
   do {
-    move_on(a, &at, 0.0, Sums{}, Measured{});
+    Besides r = besides(a, at);
+    move_on(a, &at, 0.0, Sums{}, &r);
     ++length;
   } while (at.run > 0 && length < most);
   return length;

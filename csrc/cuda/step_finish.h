@@ -15,23 +15,21 @@ __device__ __forceinline__ uint32_t columns_of(const Args& a, const Place& at) {
          (wants_defect(a, at) ? 1u << kDefectColumn : 0u);
 }
 
-// By a whole block: the sums of a sample's step from all its pieces, and what the rule has of it
-// besides; both are thread 0's.
-__device__ __forceinline__ Sums add_up(const Args& a, const Place& at, Measured* measured) {
+// By a whole block: the sums of a sample's step from all its pieces, and what its decision reads
+// besides, into shared memory.
+__device__ __forceinline__ Sums add_up(const Args& a, const Place& at, Besides* r) {
   using Totals = double[3];
   AK_SHARED(Totals, totals);
-  AK_SHARED(Measured, besides);
   const int warp = threadIdx.x / 32;
   __syncthreads();
   if (warp < 3) {
     const bool wanted = columns_of(a, at) >> warp & 1u;
     const double total = wanted ? column_total(column_of(a, at.b, warp), a.pieces) : 0.0;
     if (threadIdx.x % 32 == 0) totals[warp] = total;
-  } else if (threadIdx.x == 3 * 32 && needs_defect(a.rule.criterion)) {
-    besides = measured_at(a, at);
+  } else if (threadIdx.x == 3 * 32) {
+    *r = besides(a, at);
   }
   __syncthreads();
-  if (threadIdx.x == 0 && needs_defect(a.rule.criterion)) *measured = besides;
   return {totals[kThirdColumn],
           totals[kFirstColumn],
           at.measures[0],
@@ -43,28 +41,26 @@ __device__ __forceinline__ Sums add_up(const Args& a, const Place& at, Measured*
 
 // By one thread.
 __device__ __forceinline__ void finish(const Args& a, Place at, double first, const Sums& sums,
-                                       const Measured& measured) {
-  conclude(a, &at, first, sums, measured);
-  save(a, at);
+                                       Besides* r) {
+  conclude(a, &at, first, sums, r);
+  save(a, at, *r);
   tell_graph(a, at);
 }
 
 // By a sample's last block.
-__device__ __forceinline__ void finish_alone(const Args& a, int64_t b) {
+__device__ __forceinline__ void finish_alone(const Args& a, int64_t b, Besides* r) {
   const Place at = place_of(a, b);
-  Measured measured;
-  const Sums sums = add_up(a, at, &measured);
-  if (threadIdx.x == 0) finish(a, at, sums.first, sums, measured);
+  const Sums sums = add_up(a, at, r);
+  if (threadIdx.x == 0) finish(a, at, sums.first, sums, r);
 }
 
 // By the batch's last block: one decision from the sums over all samples.
-__device__ __forceinline__ void finish_together(const Args& a, bool fresh) {
+__device__ __forceinline__ void finish_together(const Args& a, bool fresh, Besides* r) {
   Sums all = {};
   for (int64_t b = 0; b < a.B; ++b) {
     const Place at = place_of(a, b);
     if (!moves(a, at, fresh)) continue;
-    Measured measured;
-    const Sums sums = add_up(a, at, &measured);
+    const Sums sums = add_up(a, at, r);
     add(sums, &all);
     if (threadIdx.x == 0) head_of(a, b)->first = sums.first;
   }
@@ -72,9 +68,8 @@ __device__ __forceinline__ void finish_together(const Args& a, bool fresh) {
   for (int64_t b = 0; b < a.B; ++b) {
     const Place at = place_of(a, b);
     if (moves(a, at, fresh)) {
-      Measured measured;
-      if (needs_defect(a.rule.criterion)) measured = measured_at(a, at);
-      finish(a, at, head_of(a, b)->first, all, measured);
+      *r = besides(a, at);
+      finish(a, at, head_of(a, b)->first, all, r);
     } else {
       tell_graph(a, at);
     }

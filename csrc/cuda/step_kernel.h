@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kStepThreads, kHistory > 3 ? 1 : 2)
     step_kernel(const __grid_constant__ Args a, const bool fresh, const uint32_t blocks) {
   AK_SHARED(WarpSums<kStepThreads>, sums);
   AK_SHARED(Coefficients, coefficients);
+  AK_SHARED(Besides, besides);
   const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const Place at = place_of(a, b);
   const bool moving = moves(a, at, fresh);
@@ -113,11 +114,11 @@ __global__ void __launch_bounds__(kStepThreads, kHistory > 3 ? 1 : 2)
     }
   }
   if (a.rule.batch_wide) {
-    if (arrive_last(&head_of(a, 0)->arrived, gridDim.x)) finish_together(a, fresh);
+    if (arrive_last(&head_of(a, 0)->arrived, gridDim.x)) finish_together(a, fresh, &besides);
   } else if (!moving) {
     if (block == 0 && threadIdx.x == 0) tell_graph(a, at);
   } else if (arrive_last(&head_of(a, b)->arrived, blocks)) {
-    finish_alone(a, b);
+    finish_alone(a, b, &besides);
   }
 }
 

@@ -90,54 +90,69 @@ AK_HD const float* predictors_of(const Args& a, const Place& at) {
   return a.rule_table + ((at.last_call * a.G + gap) * a.Q + distance(skips, a.Q)) * kPredictors;
 }
 
-// What the rule `defect` has of a step before its defect is known. On a GPU another warp reads and
-// works it out while the sums are added.
-struct Measured {
-  Estimate now;   // its noise is that after the step
-  Ahead ahead;    // were the next step to call the network
-  double most;    // the largest variance that counts as noise
-  double both;    // noise of the defect, in units of the variance
-  double of_run;  // and of the run
-  float spread, per_rate;
+// What a decision reads besides the sums, and what `defect` makes of it. On a GPU other threads get
+// it ready while the sums are added.
+struct Besides {
+  float threshold, timestep;  // timestep: of the step after
+  float asked;                // under `plan`
+  float spread, per_rate;     // from here on: under `defect`
+  double most;                // the largest variance that counts as noise
+  double both;                // noise of the defect, in units of the variance
+  double of_run;              // and of the run
+  Ahead ahead;                // were the next step to call the network
+  Estimate now;               // its noise is that after the step
 };
 
-AK_HD Measured measured_at(const Args& a, const Place& before) {
-  Place after = before;
+// Of the step that a sample at `at` takes, or of one `later` in the same run.
+AK_HD Besides besides(const Args& a, const Place& at, int32_t later = 0) {
+  Place after = at;
   step_past(&after);
+  after.run += later, after.index += later;
+  Besides r = {};
+  r.threshold = a.threshold[at.b];
+  r.timestep = row_at(a.rows, a.width, after.index - 1).timestep;
+  if (a.rule.criterion == kPlan && after.index < a.T)
+    r.asked = a.rule_table[after.index * a.G * a.Q * kPredictors];
+  if (!needs_defect(a.rule.criterion)) return r;
   const float* entry = predictors_of(a, after);
-  const double size = a.output_noise[before.b];
-  Measured m = {
-      estimate_at(measures_of(a, before.b)), {0.0, 0.0}, size * size, 0.0, 0.0, 0.0f, entry[0]};
-  if (is_fresh(before)) {
-    const Weights w = weights_at(a, before);
-    m.spread = w.spread;
-    if (m.most > 0.0) {
-      const double fill = noise_of_fill(w, m.now);
-      m.both = fill + w.noise;
-      keep_noise(w, fill, &m.now);
+  const double size = a.output_noise[at.b];
+  r.now = estimate_at(measures_of(a, at.b));
+  r.per_rate = entry[0];
+  r.most = size * size;
+  if (is_fresh(at)) {
+    const Weights w = weights_at(a, at);
+    r.spread = w.spread;
+    if (r.most > 0.0) {
+      const double fill = noise_of_fill(w, r.now);
+      r.both = fill + w.noise;
+      keep_noise(w, fill, &r.now);
     }
   }
-  if (!(m.most > 0.0)) return m;
-  m.of_run = noise_of_run(entry, m.now);
+  if (!(r.most > 0.0)) return r;
+  r.of_run = noise_of_run(entry, r.now);
   after.run = 0;
-  if (after.index < a.T && is_boundary(a, after)) m.ahead = ahead_of(weights_at(a, after), m.now);
-  return m;
+  if (after.index < a.T && is_boundary(a, after)) r.ahead = ahead_of(weights_at(a, after), r.now);
+  return r;
+}
+
+// A run goes on: what `next` has of a later step takes the place of the last one's; what the first
+// step measured stands.
+AK_HD void go_on(const Besides& next, Besides* r) {
+  r->timestep = next.timestep, r->asked = next.asked;
+  r->per_rate = next.per_rate, r->of_run = next.of_run;
+  r->ahead = next.ahead;
 }
 
 // Moves a sample past the step it stands at, and decides about the next one. `sums` are those of
-// all samples where they decide together; `first` is the sample's own; `measured` is read under
-// `defect` alone.
-AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums,
-                       const Measured& measured) {
+// all samples where they decide together; `first` is the sample's own.
+AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums, Besides* r) {
   const int64_t step = at->index;
   const bool defect = needs_defect(a.rule.criterion);
-  Estimate now;
+  sums.predicted = r->asked;
   if (defect) {
-    now = measured.now;
     if (wants_defect(a, *at))
-      measure_defect(measured.spread, measured.both, sums.defect / sums.elements, measured.most,
-                     &now);
-    sums.predicted = predict_run(measured.per_rate, measured.of_run, now);
+      measure_defect(r->spread, r->both, sums.defect / sums.elements, r->most, &r->now);
+    sums.predicted = predict_run(r->per_rate, r->of_run, r->now);
   }
   if (wants_first(a, *at)) {
     at->measures[1] = at->measures[0];
@@ -145,46 +160,34 @@ AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums,
   }
   step_past(at);
   Decision decision = {true, NAN};
-  if (at->index < a.T) {
-    if (a.rule.criterion == kPlan)
-      sums.predicted = a.rule_table[at->index * a.G * a.Q * kPredictors];
-    decision = decide(a.rule, step, at->run, sums, a.threshold[at->b]);
-  }
+  if (at->index < a.T) decision = decide(a.rule, step, at->run, sums, r->threshold);
   if (decision.refresh) at->run = 0;
-  if (!defect) return decision;
-  if (measured.most > 0.0) now.share = decision.refresh ? share_of(measured.ahead, now) : 0.0;
-  save(now, measures_of(a, at->b));
+  if (defect && r->most > 0.0) r->now.share = decision.refresh ? share_of(r->ahead, r->now) : 0.0;
   return decision;
 }
 
 // The same, with the trace of it written.
-AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums,
-                    const Measured& measured) {
+AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums, Besides* r) {
   if (is_fresh(*at)) a.refreshed[at->index * a.B + at->b] = true;
-  const Decision decision = move_on(a, at, first, sums, measured);
+  const Decision decision = move_on(a, at, first, sums, r);
   if (at->index == a.T) return;
   a.refreshed[at->index * a.B + at->b] = decision.refresh;
   a.score[at->index * a.B + at->b] = decision.score;
 }
 
-// The same, where nothing was worked out before.
-AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums) {
-  Measured measured;
-  if (needs_defect(a.rule.criterion)) measured = measured_at(a, *at);
-  conclude(a, at, first, sums, measured);
-}
-
-// Writes where a sample that moved stands now, and the timestep its network is fed next.
-AK_HD void save(const Args& a, const Place& at) {
+// Writes where a sample that moved stands now, what its rule keeps, and the timestep its network is
+// fed next.
+AK_HD void save(const Args& a, const Place& at, const Besides& r) {
   int32_t* p = a.progress + at.b;
   p[kIndex * a.B] = at.index;
   p[kRun * a.B] = at.run;
   p[kNfe * a.B] = at.nfe;
   p[kLastCall * a.B] = at.last_call;
   p[kCallBefore * a.B] = at.call_before;
+  if (needs_defect(a.rule.criterion)) save(r.now, measures_of(a, at.b));
   if (needs_first(a.rule.criterion))
     for (int k = 0; k < 2; ++k) measures_of(a, at.b)[k] = at.measures[k];
-  if (at.index < a.T) set_timestep(a, at.b, row_at(a.rows, a.width, at.index - 1).timestep);
+  if (at.index < a.T) set_timestep(a, at.b, r.timestep);
 }
 
 }  // namespace ak
