@@ -418,3 +418,29 @@ def test_a_failing_method_is_named(tmp_path, stop, capsys):
     stop(14, ValueError)
     assert main([*SMALL, "--out", str(tmp_path)]) == 1
     assert "full at 6 failed on ddim-6, seed 9: ValueError: stopped" in capsys.readouterr().err
+
+
+def test_half_precision_is_measured_against_float32(tmp_path):
+    words = ["--solvers", "ddim", "--steps", "20", "--methods", "every+linear", "defect, default"]
+    words += ["--budgets", "0.5", "--samples-per-class", "1", "--seeds", "1", "--no-progress"]
+    words += ["--dtypes", "bfloat16", "float32", "--threads", "2", "--out", str(tmp_path)]
+    assert main(words) == 0
+    rows = {(r["dtype"], r["method"]): r for r in read(tmp_path)}
+    assert len(rows) == 6
+    full = rows["bfloat16", "full"]
+    # The network's own rounding, and no other.
+    assert 38 < float(full["psnr_db"]) < 60 and full["identical"] == "0"
+    assert rows["float32", "full"]["identical"] == "10"
+    for method in ("every+linear", "defect, default"):
+        exact, half = rows["float32", method], rows["bfloat16", method]
+        assert exact["independent_db"] == full["independent_db"] == ""
+        both = float(half["independent_db"])
+        assert both < min(float(full["psnr_db"]), float(exact["psnr_db"]))
+        assert abs(float(half["psnr_db"]) - both) < 3
+
+
+def test_dtypes_are_the_shipped_networks(tmp_path, capsys):
+    assert main(["--model", str(tmp_path), "--dtypes", "float16", "--out", str(tmp_path)]) == 1
+    assert (
+        "dtypes are the shipped network's, got ['float16'] and a model" in capsys.readouterr().err
+    )

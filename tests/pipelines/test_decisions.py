@@ -1,5 +1,7 @@
 """The host knows every decision before the next call, and reads the device no more than it must."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 import adaptive_kernels as ak
 from adaptive_kernels.pipelines.generation import active
+from adaptive_kernels.rules import precision
 from tests.support.pipelines.loop import Sway, loop_pipeline
 from tests.support.problems import plan
 from tests.support.schedulers import CASE, table_of
@@ -54,12 +57,16 @@ def any_waits(state):
     max_skip=st.integers(1, 6),
     batch=st.integers(1, 3),
     granularity=st.sampled_from(["sample", "batch"]),
+    noise=st.sampled_from([None, 0.03]),
     seed=st.integers(0, 5),
 )
-def test_the_host_says_what_the_device_decided(solver, rule, max_skip, batch, granularity, seed):
+def test_the_host_says_what_the_device_decided(
+    solver, rule, max_skip, batch, granularity, noise, seed
+):
     """Row by row: any sample that waits, and only that, brings the next call."""
+    more = {"output_noise": noise} if rule == "defect" else {}
     config = ak.AdaptiveConfig(
-        criterion=rule, max_skip=max_skip, granularity=granularity, **RULES[rule]
+        criterion=rule, max_skip=max_skip, granularity=granularity, **RULES[rule], **more
     )
     pipe = ak.enable_adaptive(loop_pipeline(CASE[solver].make(), Sway()), config)
     said = watch(pipe, start(batch, seed), any_waits)
@@ -132,3 +139,17 @@ def test_a_nan_brings_the_network_back():
         sampling = ak.summary(pipe, as_dict=True)["last"]["samplings"][0]
         assert not all(sampling["fresh"][:8])
         assert all(sampling["fresh"][12:]), rule
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_noise_of_a_pipelines_network_is_that_of_its_dtype(dtype):
+    """And of its guidance, where it combines two predictions."""
+    for guidance, doubled in ((None, 1.0), (3.0, math.hypot(3, 2))):
+        pipe = loop_pipeline(CASE["ddim"].make(), Sway().to(dtype))
+        if guidance is not None:
+            pipe.guidance_scale, pipe.do_classifier_free_guidance = guidance, True
+        ak.enable_adaptive(pipe, ak.AdaptiveConfig.recommended())
+        found = watch(pipe, start(2, 0).to(dtype), lambda state: state.output_noise.clone())
+        most = precision.ALLOWED * precision.unit_of(dtype) * doubled
+        assert torch.allclose(found[0][1], torch.full((2,), most))
+        assert not [note for note in ak.summary(pipe, as_dict=True)["notes"] if "round" in note]
