@@ -9,8 +9,8 @@ units of s2 (w_i^2):
     keep           share = s2 R / (S^2 + s2 (V + R)),  S = D |(lam_i - lam_n0)(lam_i - lam_n1)|
                    output kept = e - share delta,  P = (1 - share)^2 R + share^2 V
     defect         d^2 = mean(delta^2);  s2 = min(1.1 (first d^2) / (V + R), most)
-    rate           n = s2 (V + R);  D'^2 = (0.4 D^2, no less than d^2 - 1.5 n, no more than
-                   d^2 - 0.5 n) / ((lam_i - lam_n0)(lam_i - lam_n1))^2
+    rate           n = s2 (V + R),  p = |(lam_i - lam_n0)(lam_i - lam_n1)|;  D^2 becomes 0.4 D^2,
+                   but no less than (d^2 - 1.5 n) / p^2 and no more than (d^2 - 0.5 n) / p^2
     run            predicted error after q skipped steps
                    sqrt((D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|)^2 + 0.12 s2 max(0,
                    sum_k a_k^2 P_k - b)),  a_k = sum_j |du_j| f_jk,  b = sum_j (|du_j|)^2 R_j
