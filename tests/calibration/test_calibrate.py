@@ -561,3 +561,37 @@ def test_a_threshold_at_which_the_solver_diverges_is_a_bad_one_not_an_error(tmp_
     lost = [p["threshold"] for p in report["curve"] if p["psnr_db"] == trials.LEAST_DB]
     assert lost and config.threshold < min(lost)
     assert 45 <= report["chosen"]["psnr_db"] < trials.MOST_DB
+
+
+def test_the_noise_of_the_network_is_measured_with_a_threshold(tmp_path):
+    """In bfloat16 a size for each step, kept with the config and for a second start; else none."""
+    y = torch.arange(10)
+    x = torch.randn(10, *SAMPLE_SHAPE, generator=torch.Generator().manual_seed(0))
+    labels = {"class_labels": y}, {"class_labels": torch.full_like(y, NULL_LABEL)}
+
+    def run(model, out, **config):
+        return ak.calibrate(
+            model,
+            demo_scheduler(),
+            8,
+            noise=x,
+            conditioning=labels[0],
+            unconditional=labels[1],
+            guidance_scale=2.0,
+            calls=6,
+            criterion="defect",
+            out=out,
+            progress=False,
+            **config,
+        )
+
+    model = load_demo_model(torch.bfloat16)
+    found = run(model, tmp_path / "half")
+    assert len(found.output_noise) == 8
+    assert all(0.5 * 2**-8 < size < 8 * 2**-8 for size in found.output_noise)
+    assert (
+        ak.load_config(tmp_path / "half" / "config.json") == found == run(model, tmp_path / "half")
+    )
+    assert run(load_demo_model(), tmp_path / "whole").output_noise is None
+    told = ak.AdaptiveConfig(criterion="defect", output_noise=0.01)
+    assert run(model, None, config=told).output_noise == 0.01
