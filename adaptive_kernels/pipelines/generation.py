@@ -125,12 +125,15 @@ class Generation:
         samples = samples_of(given["sample"], self.calls.latents)
         latents = self.calls.latents
         doubled = latents is not None and latents[0] > given["sample"].shape[0]
-        most = largest_noise(
-            self.config.output_noise,
-            dtype_of(self.networks),
-            guidance_of(self.pipe, doubled),
-        )
+        guided = bool(getattr(self.pipe, "do_classifier_free_guidance", doubled))
+        scale = guidance_of(self.pipe) if guided else None
+        most = largest_noise(self.config.output_noise, dtype_of(self.networks), scale)
         choice = Choice(self.scheduler, self.config, given, samples, most)
+        if guided and scale is None and most and choice.config.criterion == "defect":
+            choice.hints.append(
+                "the guidance scale is not known: what two predictions round by is taken for what "
+                "one does, and calls may be spent on the rest; output_noise= says more"
+            )
         self.solver = choice.solver
         self.course = Course(self.scheduler, choice)
         if choice.scales is not None:

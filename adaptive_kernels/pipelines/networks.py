@@ -98,13 +98,8 @@ def dtype_of(networks: dict[str, torch.nn.Module]) -> torch.dtype:
     return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 
-def guidance_of(pipe: Any, doubled: bool) -> float | None:
-    """The scale that combines a pipeline's two predictions; None where there is one, or no word.
-
-    doubled: whether its network is called with more rows than there are latents.
-    """
-    if not getattr(pipe, "do_classifier_free_guidance", doubled):
-        return None
+def guidance_of(pipe: Any) -> float | None:
+    """The scale by which a pipeline combines two predictions; None where it does not say."""
     scale = getattr(pipe, "guidance_scale", None)
     if isinstance(scale, torch.Tensor):
         # A scale for every frame.

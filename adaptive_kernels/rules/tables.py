@@ -9,7 +9,7 @@ from ..solvers.table import SolverTable
 from .criteria import Rule
 
 SCALARS = 10  # of a row: p, q, A, S, next input scale, next timestep, u, w, ps, qs; then C
-OUTPUTS = 3  # raw outputs kept
+OUTPUTS = 3  # outputs kept
 WEIGHTS = 2 * OUTPUTS + 2  # of an entry of the weights: `pack`
 # Of an entry of the rule table: what `defect` predicts per unit of its rate, a_0 .. a_2 and b of
 # the noise beside it (module `defect`).

@@ -41,7 +41,7 @@ struct Row {
   AK_HD float first() const { return C[0]; }
 };
 
-constexpr int64_t kOutputs = 3;  // raw outputs kept
+constexpr int64_t kOutputs = 3;  // outputs kept
 constexpr int64_t kWeights = 8;
 
 // An entry of FillTables.weights: of a step, by the distances to the last refresh before it and

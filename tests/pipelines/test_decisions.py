@@ -152,4 +152,16 @@ def test_the_noise_of_a_pipelines_network_is_that_of_its_dtype(dtype):
         found = watch(pipe, start(2, 0).to(dtype), lambda state: state.output_noise.clone())
         most = precision.ALLOWED * precision.unit_of(dtype) * doubled
         assert torch.allclose(found[0][1], torch.full((2,), most))
-        assert not [note for note in ak.summary(pipe, as_dict=True)["notes"] if "round" in note]
+        (sampling,) = ak.summary(pipe, as_dict=True)["last"]["samplings"]
+        assert not [note for note in sampling["notes"] if "guidance scale is not known" in note]
+
+
+def test_a_guidance_scale_that_is_not_known_is_told():
+    for dtype, told in ((torch.bfloat16, 1), (torch.float32, 0)):
+        pipe = loop_pipeline(CASE["ddim"].make(), Sway().to(dtype))
+        pipe.do_classifier_free_guidance = True
+        ak.enable_adaptive(pipe, ak.AdaptiveConfig.recommended())
+        watch(pipe, start(1, 0).to(dtype), any_waits)
+        (sampling,) = ak.summary(pipe, as_dict=True)["last"]["samplings"]
+        notes = [note for note in sampling["notes"] if "guidance scale is not known" in note]
+        assert len(notes) == told

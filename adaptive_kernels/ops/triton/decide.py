@@ -133,11 +133,12 @@ def conclude(
     """Moves a sample past its step: `first` is its own sum, `sums` those that decide."""
     fresh, boundary = at.run == 0, (at.index + 1) % STAGES == 0
     to_measures = a.measures + MEASURES * at.b
-    own = measures_at(to_measures)
-    size = tl.load(a.output_noise + at.b).to(tl.float64)
-    most = size * size
+    if (FIRST >> CRITERION) & 1:
+        last, before_last = tl.load(to_measures), tl.load(to_measures + 1)
     if (MEASURED >> CRITERION) & 1:
-        w = entry_at(weights_at(a, at))
+        own, w = measures_at(to_measures), entry_at(weights_at(a, at))
+        size = tl.load(a.output_noise + at.b).to(tl.float64)
+        most = size * size
         if fresh & boundary:
             own = measure(own, w, sums.defect / sums.elements, most)
         if fresh & (most > 0):
@@ -183,8 +184,8 @@ def conclude(
     if (MEASURED >> CRITERION) & 1:
         store_measures(to_measures, own)
     if (FIRST >> CRITERION) & 1:
-        tl.store(to_measures, tl.where(boundary, first, own.rate))
-        tl.store(to_measures + 1, tl.where(boundary, own.rate, own.variance))
+        tl.store(to_measures, tl.where(boundary, first, last))
+        tl.store(to_measures + 1, tl.where(boundary, last, before_last))
     value = timestep.to(a.timestep.dtype.element_ty)
     tl.store(a.timestep + at.b, value, mask=going_on)
     if GUIDED:

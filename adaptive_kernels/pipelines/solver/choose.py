@@ -63,8 +63,9 @@ class Choice:
             self.notes.append("gradients are asked for: every step calls the network")
         if self.table is not None:
             tables = self._fills(self.table)
-            held = (self.table, self.config, tables, given["sample"], samples, output_noise)
-            buffers = Buffers(*held)
+            buffers = Buffers(
+                self.table, self.config, tables, given["sample"], samples, output_noise
+            )
             self.solver = Fused(self.table, returns, buffers)
             if not returns.scales:
                 self.scales = self.table.input_scale.tolist()
