@@ -447,13 +447,18 @@ def test_ip_adapter():
 
 
 def test_threads_with_pipelines_of_shared_networks():
-    """Two threads, two schedulers, one U-Net: each as if it were alone."""
+    """Two threads, two schedulers, one U-Net: each as if it were alone.
+
+    A tokenizer each, too: transformers keep the padding of a call in the tokenizer itself, and two
+    threads that share one get each other's now and then, in plain pipelines as well.
+    """
     from diffusers import StableDiffusionPipeline
 
     pipe = SD.make()
     parts = {
         **pipe.components,
         "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config),
+        "tokenizer": copy.deepcopy(pipe.tokenizer),
     }
     other = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
