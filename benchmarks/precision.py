@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,9 @@ import adaptive_kernels as ak
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
 from adaptive_kernels.metrics import psnr
 
-from .fidelity.problem import DTYPES, SOLVERS, Problem, shipped, worst_tenth
+from .fidelity.problem import DTYPES, NOISE_SEED, SOLVERS, Batch, Problem, shipped, worst_tenth
 
 GUIDANCE = 2.0
-# Samples that the noise of a network is measured on: of other noise than is reported.
-NOISE_SEED = 1_000_033
 COLUMNS = (
     *("solver", "steps", "dtype", "rule", "setting", "samples", "calls", "calls_float32"),
     *("db", "worst_tenth_db", "independent_db", "independent_worst_tenth_db", "output_noise"),
@@ -39,7 +38,7 @@ class Rule(NamedTuple):
     of: str
 
 
-def rules(problem: Problem, model: torch.nn.Module, device: str) -> list[Rule]:
+def rules(problem: Problem) -> list[Rule]:
     """The full run first."""
 
     def rule(name: str, setting: float, of: str | None = None, **config) -> Rule:
@@ -51,16 +50,7 @@ def rules(problem: Problem, model: torch.nn.Module, device: str) -> list[Rule]:
     told = {"threshold": 0.0016, "criterion": "defect", "of": "defect"}
     found.append(rule("defect, noise not told", 0.0016, **told, output_noise=0.0))
     if problem.dtype != "float32":
-        noise, conditioning, unconditional = samples(problem, (NOISE_SEED,), device)
-        sizes = ak.measure_output_noise(
-            model,
-            problem.table(),
-            noise=noise,
-            conditioning=conditioning,
-            unconditional=unconditional,
-            guidance_scale=GUIDANCE,
-            progress=False,
-        )
+        sizes = problem.output_noise()
         found.append(rule("defect, noise measured", 0.0016, **told, output_noise=sizes))
     found += [
         rule("third_order", 0.1),
@@ -77,14 +67,29 @@ def rules(problem: Problem, model: torch.nn.Module, device: str) -> list[Rule]:
     return found
 
 
-def samples(problem: Problem, seeds: tuple[int, ...], device: str) -> tuple[Tensor, dict, dict]:
+def placed(problem: Problem, device: str) -> Problem:
+    """The problem with its network and its samples on a device."""
+
+    def batch(seed: int) -> Batch:
+        here = problem.batch(seed)
+        trees = {name: getattr(here, name) for name in ("conditioning", "unconditional")}
+        moved = {
+            name: {key: value.to(device) for key, value in tree.items()}
+            for name, tree in trees.items()
+        }
+        return replace(here, noise=here.noise.to(device), **moved)
+
+    return replace(problem, model=problem.model.to(device), batch=batch)
+
+
+def samples(problem: Problem, seeds: tuple[int, ...]) -> tuple[Tensor, dict, dict]:
     """Noise, conditioning and unconditional of all seeds."""
     batches = [problem.batch(seed) for seed in seeds]
-    noise = torch.cat([batch.noise for batch in batches]).to(device)
 
     def joined(trees: list[dict]) -> dict:
-        return {name: torch.cat([tree[name] for tree in trees]).to(device) for name in trees[0]}
+        return {name: torch.cat([tree[name] for tree in trees]) for name in trees[0]}
 
+    noise = torch.cat([batch.noise for batch in batches])
     conditioning = joined([batch.conditioning for batch in batches])
     return noise, conditioning, joined([batch.unconditional for batch in batches])
 
@@ -93,15 +98,14 @@ def cell(solver: str, steps: int, per_class: int, seeds: tuple[int, ...], device
     """Yields a row of COLUMNS for each dtype and rule."""
     exact, known = None, {}
     for dtype in DTYPES:
-        problem = shipped(solver, steps, per_class, GUIDANCE, dtype)
-        model = problem.model.to(device)
-        noise, *conditioning = samples(problem, seeds, device)
+        problem = placed(shipped(solver, steps, per_class, GUIDANCE, dtype), device)
+        noise, *conditioning = samples(problem, seeds)
         full = None
-        for name, setting, config, of in rules(problem, model, device):
+        for name, setting, config, of in rules(problem):
             sampler = AdaptiveSampler(
                 problem.table(), config=config, guidance_scale=GUIDANCE, executor="eager"
             )
-            result = sampler(model, noise, *conditioning, progress=False)
+            result = sampler(problem.model, noise, *conditioning, progress=False)
             images = problem.decode(result.latents)
             exact = images if exact is None else exact
             db = psnr(images, exact).double().cpu()
@@ -132,6 +136,8 @@ def main() -> None:
     option("--samples-per-class", type=int, default=2)
     option("--seeds", nargs="+", type=int, default=[1, 2, 3])
     given = parser.parse_args()
+    if NOISE_SEED in given.seeds:
+        parser.error(f"--seeds must not hold {NOISE_SEED}, which noise is measured on")
     # A float32 network is what the others are measured against.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..rules.config import AdaptiveConfig
-from ..rules.precision import largest_noise
+from ..rules.precision import computing_dtype, largest_noise
 from .caller import Caller
 from .calls import Calls
 from .networks import dtype_of, guidance_of, method
@@ -127,7 +127,8 @@ class Generation:
         doubled = latents is not None and latents[0] > given["sample"].shape[0]
         guided = bool(getattr(self.pipe, "do_classifier_free_guidance", doubled))
         scale = guidance_of(self.pipe) if guided else None
-        most = largest_noise(self.config.output_noise, dtype_of(self.networks), scale)
+        dtype = computing_dtype(dtype_of(self.networks), given["sample"].device)
+        most = largest_noise(self.config.output_noise, dtype, scale)
         choice = Choice(self.scheduler, self.config, given, samples, most)
         if guided and scale is None and most and choice.config.criterion == "defect":
             choice.hints.append(

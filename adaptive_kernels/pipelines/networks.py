@@ -89,7 +89,7 @@ def find(pipe: Any, names: tuple[str, ...] | None) -> dict[str, torch.nn.Module]
 
 
 def dtype_of(networks: dict[str, torch.nn.Module]) -> torch.dtype:
-    """What the networks run in: the noisiest of those that predict something."""
+    """What the networks are fed: the coarsest of those that predict something."""
     found = []
     for name, module in networks.items():
         if name not in _FEEDING:

@@ -58,8 +58,9 @@ class AdaptiveConfig:
         plan: the `Plan` of criterion "plan".
         output_noise: how much the network's rounding adds to its outputs, rms against outputs of
             about unit size; "defect" does not take that for the fill's error. None: from the dtype
-            of what the network is fed. A dtype, where that does not tell (autocast); a number, or
-            one for each step, as `measure_output_noise` finds them for 8-bit networks; 0: none.
+            of what the network is fed, or of the autocast around the call. A dtype, where neither
+            tells (a network that casts within); a number, or one for each step, as
+            `measure_output_noise` finds them for 8-bit networks; 0: none.
             Kept as numbers.
 
     Raises:

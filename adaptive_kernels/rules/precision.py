@@ -61,6 +61,16 @@ def unit_of(dtype: torch.dtype) -> float:
     return 0.0 if dtype.itemsize >= 4 else torch.finfo(dtype).eps / 2
 
 
+def computing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a network computes in that is fed `dtype`: autocast's, where that is coarser."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        cast = torch.get_autocast_dtype(kind)
+        if torch.finfo(cast).eps > torch.finfo(dtype).eps:
+            return cast
+    return dtype
+
+
 def largest_noise(
     output_noise: float | tuple[float, ...] | None,
     dtype: torch.dtype,
@@ -72,7 +82,8 @@ def largest_noise(
     of their own.
 
     Args:
-        output_noise: the config's. dtype: the network's, which tells where that is None.
+        output_noise: the config's. dtype: what the network computes in, which tells where that is
+            None.
         guidance_scale: [B] float32 or a number, or None without guidance.
     """
     size = unit_of(dtype) if output_noise is None else output_noise

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
 from ..rules.fills import fill_tables
-from ..rules.precision import largest_noise
+from ..rules.precision import computing_dtype, largest_noise
 from ..rules.tables import FillTables
 from ..solvers.table import SolverTable
 
@@ -69,7 +69,8 @@ class Start:
         threshold = config.resolved().threshold
         most = 0.0
         if "defect" in config.kind.sums:
-            most = largest_noise(config.output_noise, dtype, guidance_scale)
+            computing = computing_dtype(dtype, device)
+            most = largest_noise(config.output_noise, computing, guidance_scale)
             if config.granularity == "batch" and guidance_scale is not None and batch:
                 # Samples that decide together measure one defect.
                 most = most.square().mean().sqrt()

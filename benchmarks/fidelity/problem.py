@@ -11,6 +11,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from adaptive_kernels import measure_output_noise
 from adaptive_kernels.demo import model as demo_model
 from adaptive_kernels.solvers.table import SolverTable
 
@@ -23,6 +24,8 @@ _BETAS = {
 # "trailing" starts every count of steps at the same level; fewer steps are then a fair comparison.
 _TRAILING = {**_BETAS, "timestep_spacing": "trailing"}
 SOLVERS = ("ddim", "euler", "dpm2m", "unipc", "flow")
+# The samples that a network's noise is measured on; no run that is reported may start from them.
+NOISE_SEED = 1_000_033
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -57,6 +60,7 @@ class Problem:
     exact: Problem | None = None  # the same with a float32 network; None: this is it
 
     _tables: dict[int, SolverTable] = field(default_factory=dict, init=False, repr=False)
+    _noise: list[tuple[float, ...]] = field(default_factory=list, init=False, repr=False)
 
     def table(self, steps: int | None = None) -> SolverTable:
         """The solver over `steps` steps, made once; None: the problem's own number."""
@@ -64,6 +68,23 @@ class Problem:
         if steps not in self._tables:
             self._tables[steps] = SolverTable.from_scheduler(self.scheduler(), steps)
         return self._tables[steps]
+
+    def output_noise(self) -> tuple[float, ...]:
+        """What the network's rounding adds to its outputs by the step, measured once."""
+        if not self._noise:
+            batch = self.batch(NOISE_SEED)
+            self._noise.append(
+                measure_output_noise(
+                    self.model,
+                    self.table(),
+                    noise=batch.noise,
+                    conditioning=batch.conditioning,
+                    unconditional=batch.unconditional,
+                    guidance_scale=self.guidance_scale,
+                    progress=False,
+                )
+            )
+        return self._noise[0]
 
     @property
     def reference(self) -> Problem:

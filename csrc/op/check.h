@@ -72,9 +72,10 @@ inline void check_tensors(const Tensors& t, Args* a) {
   STD_TORCH_CHECK(M == B || M == 2 * B, "model_output must have ", B, " or ", 2 * B, " rows, got ",
                   M);
   STD_TORCH_CHECK(!t.weights || (t.weights->dim() == 4 && t.weights->size(1) > 0),
-                  "weights must have shape [T, G, G, 8] with G >= 1, got ", shape_of(*t.weights));
+                  "weights must have shape [T, G, G, ", kWeights, "] with G >= 1, got ",
+                  shape_of(*t.weights));
   STD_TORCH_CHECK(!t.rule_table || (t.rule_table->dim() == 4 && t.rule_table->size(2) > 0),
-                  "rule_table must have shape [T, G, Q, 5] with Q >= 1, got ",
+                  "rule_table must have shape [T, G, Q, ", kPredictors, "] with Q >= 1, got ",
                   shape_of(*t.rule_table));
   // One sample's place does not depend on how much is spare behind the last.
   STD_TORCH_CHECK(!t.workspace || (t.workspace->dim() == 3 && t.workspace->size(1) > pieces),

@@ -141,16 +141,19 @@ def test_a_nan_brings_the_network_back():
         assert all(sampling["fresh"][12:]), rule
 
 
+@pytest.mark.parametrize("cast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_noise_of_a_pipelines_network_is_that_of_its_dtype(dtype):
-    """And of its guidance, where it combines two predictions."""
+def test_the_noise_of_a_pipelines_network_is_that_of_its_dtype(dtype, cast):
+    """Or of autocast, and of its guidance, where it combines two predictions."""
     for guidance, doubled in ((None, 1.0), (3.0, math.hypot(3, 2))):
         pipe = loop_pipeline(CASE["ddim"].make(), Sway().to(dtype))
         if guidance is not None:
             pipe.guidance_scale, pipe.do_classifier_free_guidance = guidance, True
         ak.enable_adaptive(pipe, ak.AdaptiveConfig.recommended())
-        found = watch(pipe, start(2, 0).to(dtype), lambda state: state.output_noise.clone())
-        most = precision.ALLOWED * precision.unit_of(dtype) * doubled
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            found = watch(pipe, start(2, 0).to(dtype), lambda state: state.output_noise.clone())
+        computing = torch.bfloat16 if cast else dtype
+        most = precision.ALLOWED * precision.unit_of(computing) * doubled
         assert torch.allclose(found[0][1], torch.full((2,), most))
         (sampling,) = ak.summary(pipe, as_dict=True)["last"]["samplings"]
         assert not [note for note in sampling["notes"] if "guidance scale is not known" in note]

@@ -100,6 +100,40 @@ def test_the_shipped_model_in_half_precision():
     assert calls[torch.bfloat16, 0.0] > 1.6 * calls[torch.float32, None]
 
 
+def test_autocast_around_the_call_tells_as_the_dtype_does():
+    """Of float32 weights under autocast, guided: found, and no more calls than of bfloat16's."""
+    y = torch.arange(4)
+    noise = torch.randn(4, *SAMPLE_SHAPE, generator=torch.Generator().manual_seed(0))
+    labels, null = {"class_labels": y}, {"class_labels": torch.full_like(y, NULL_LABEL)}
+    most, calls = precision.ALLOWED * 2**-8 * math.sqrt(5), {}
+    for told in (None, 0.0):
+        config = ak.AdaptiveConfig(criterion="defect", output_noise=told)
+        sampler = ak.AdaptiveSampler(demo_scheduler(), 50, config, guidance_scale=2.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = sampler(load_demo_model(), noise, labels, null, progress=False)
+        calls[told] = result.nfe.float().mean().item()
+        if told is None:
+            assert ((result.output_noise > 0.5 * most) & (result.output_noise <= most)).all()
+    assert calls[None] < 0.75 * calls[0.0]
+
+
+@pytest.mark.parametrize(
+    ("fed", "cast", "computing"),
+    [
+        (torch.float32, None, torch.float32),
+        (torch.float32, torch.float16, torch.float16),
+        (torch.float16, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float16, torch.bfloat16),
+    ],
+)
+def test_a_network_computes_in_the_coarser_of_its_dtype_and_autocasts(fed, cast, computing):
+    cpu = torch.device("cpu")
+    with torch.autocast("cpu", cast or torch.bfloat16, enabled=cast is not None):
+        assert precision.computing_dtype(fed, cpu) == computing
+        assert precision.computing_dtype(fed, torch.device("meta")) == fed
+    assert precision.computing_dtype(fed, cpu) == fed
+
+
 def test_output_noise_is_a_dtype_a_number_or_one_for_each_step():
     def config(value):
         return ak.AdaptiveConfig(criterion="defect", output_noise=value).output_noise

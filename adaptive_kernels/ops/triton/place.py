@@ -1,4 +1,4 @@
-"""Where a sample stands, in Triton: what csrc/op/progress.h looks up for it."""
+"""Where a sample stands, in Triton: what csrc/op/place.h looks up for it."""
 
 import collections
 from typing import Any, NamedTuple

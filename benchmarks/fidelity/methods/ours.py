@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from adaptive_kernels import AdaptiveConfig, AdaptiveSampler, measure_output_noise
+from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
 from adaptive_kernels.rules.criteria import CRITERIA
 
 from ..method import Method, Outcome, Run
-from ..problem import Batch, Problem
+from ..problem import NOISE_SEED, Batch, Problem
 
 # A stochastic solver's noise streams: sample b of seed s draws stream s * STREAMS + b.
 STREAMS = 2**20
@@ -68,32 +68,17 @@ def _default(criterion: str) -> Callable[[Problem, float], list[float]]:
     return lambda problem, budget: [CRITERIA[criterion].threshold]
 
 
-# The noise a network's outputs are measured on; no run that is reported may start from it.
-NOISE_SEED = 1_000_033
-
-
 def _measured(tolerance: float) -> Run:
     def run(problem: Problem, batch: Batch) -> Outcome:
         if batch.seed == NOISE_SEED:
             raise ValueError(f"seeds must not hold {NOISE_SEED}, which noise is measured on")
-        if problem.name not in _NOISE:
-            own = problem.batch(NOISE_SEED)
-            _NOISE[problem.name] = measure_output_noise(
-                problem.model,
-                problem.table(),
-                noise=own.noise,
-                conditioning=own.conditioning,
-                unconditional=own.unconditional,
-                guidance_scale=problem.guidance_scale,
-                progress=False,
-            )
-        config = AdaptiveConfig(tolerance, criterion="defect", output_noise=_NOISE[problem.name])
+        sizes = problem.output_noise()
+        config = AdaptiveConfig(tolerance, criterion="defect", output_noise=sizes)
         return sampled(config)(problem, batch)
 
     return run
 
 
-_NOISE: dict[str, tuple[float, ...]] = {}
 NEVER = AdaptiveConfig(criterion="never")
 # The reference of every figure; its setting is the number of steps.
 FULL = Method("full", lambda steps: sampled(NEVER), settings=lambda p, budget: [p.steps])
