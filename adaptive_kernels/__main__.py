@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--samples-per-class", type=_integer(1), default=4, metavar="N", help="of ten classes")
     option("--seed", type=_integer(0), default=0, metavar="N", help="of the noise")
     option("--guidance", type=_positive, default=2.0, metavar="G", help="guidance scale")
-    option("--threshold", type=_positive, metavar="X", help="of the recommended rule; None: 0.0016")
+    option("--threshold", type=_positive, metavar="X", help="of the recommended rule; "
+           "None: by the solver and the number of steps")  # fmt: skip
     option(
         "--max-skip",
         type=_integer(1),

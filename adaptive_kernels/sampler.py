@@ -1,5 +1,6 @@
 """The thin sampler: while some sample is not finished, call the network, then advance."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,8 +50,9 @@ class AdaptiveSampler:
 
     Args:
         scheduler: a diffusers scheduler (left untouched) or a `SolverTable`.
-        num_inference_steps: solver steps, with a scheduler; None with a `SolverTable`.
-        config: criterion, threshold and limits.
+        num_inference_steps: solver steps, with a scheduler; None with a `SolverTable`, or to take
+            those that the config was chosen for.
+        config: criterion, threshold and limits; None is `AdaptiveConfig()`.
         guidance_scale: g of ``mu + g (mc - mu)``, a number or a tensor [B]; None or 1.0 calls the
             network on the conditional half alone.
         dtype: of the network's input; None takes what the model's own `dtype` says, else that of
@@ -81,6 +83,8 @@ class AdaptiveSampler:
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
         known_keywords(AdaptiveSampler, scheduler, table_arguments)
+        self.config = config or AdaptiveConfig()
+        chosen_for = self.config.num_inference_steps
         if isinstance(scheduler, SolverTable):
             surplus = [*table_arguments]
             if num_inference_steps is not None:
@@ -91,12 +95,22 @@ class AdaptiveSampler:
                 )
             self.table = scheduler
         else:
+            if num_inference_steps is None and not {"timesteps", "sigmas"} & {*table_arguments}:
+                num_inference_steps = chosen_for
             self.table = SolverTable.from_scheduler(
                 scheduler, num_inference_steps, **table_arguments
             )
         if self.table.history > MAX_HISTORY:
             raise ValueError(f"scheduler must keep at most {MAX_HISTORY} outputs, got {self.table}")
-        self.config = config or AdaptiveConfig()
+        rows = self.table.num_steps + self.table.begin
+        steps = num_inference_steps or -(-rows // self.table.stages)
+        if chosen_for not in (None, steps):
+            warnings.warn(
+                f"config was chosen for {chosen_for} steps and runs with {steps}: it makes another "
+                "number of network calls than it was made for",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._tables = fill_tables(self.table, self.config)
         self._executors = Executors(executor, self.table, self.config)
         self.dtype = dtype

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..rules.config import AdaptiveConfig
-from ..rules.defect import typical
+from ..rules.precision import typical
 from ..sampler import AdaptiveSampler
 from ..solvers.keywords import known_keywords
 from ..solvers.table import SolverTable

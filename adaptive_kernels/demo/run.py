@@ -155,7 +155,7 @@ def run_demo(
     limits = {} if max_skip is None else {"max_skip": max_skip}
     rules = {
         "defect": AdaptiveConfig(threshold, criterion="defect", **limits),
-        "third_order": AdaptiveConfig(THIRD_ORDER_THRESHOLD, **limits),
+        "third_order": AdaptiveConfig.paper(threshold=THIRD_ORDER_THRESHOLD, **limits),
         "released": AdaptiveConfig(RELEASED_THRESHOLD, criterion="released", **limits),
     }
     with _appearing(Path(out)) as folder, _threads(threads) as threads:
@@ -212,9 +212,10 @@ def _sample(
             run(name)
 
         add("full", "the plain sampler", plain)
+        table = methods["full"].sampler.table
         for name, config in rules.items():
-            limits = f"threshold {config.resolved().threshold:g}, max_skip {config.max_skip}"
-            what = f"{ORIGINS[name]}, {limits}"
+            limits = f"threshold {config.resolved(table).threshold:.3g}"
+            what = f"{ORIGINS[name]}, {limits}, max_skip {config.max_skip}"
             add(name, what, config)
         if steps == PLAN_STEPS:
             add("plan", f"the preset {PLAN}", load_config(PLAN))

@@ -88,7 +88,7 @@ def least_groups(table: SolverTable, config: AdaptiveConfig) -> list[int]:
 
 def _landings(table: SolverTable, config: AdaptiveConfig, start: int) -> list[int]:
     """Where the run of a network call at `start` may end: what csrc/core/decide.h forces."""
-    rule, steps = config.rule(table.stages), table.num_steps
+    rule, steps = config.rule(table), table.num_steps
     found = []
     for step in range(start + 1, steps):
         whole, within = divmod(step, rule.stages)

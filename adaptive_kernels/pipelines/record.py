@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
+from ..rules.laws import WARMUP
 
 
 @dataclass(eq=False)
@@ -89,6 +90,11 @@ class Record:
         if not full.threshold:
             return "threshold is 0, and no prediction is without error"
         scores = [value for value in sampling.score().amax(1).tolist() if math.isfinite(value)]
+        if not scores and len(sampling.fresh) <= WARMUP and full.criterion == "defect":
+            return (
+                f"{len(sampling.fresh)} steps were done, and runs on the first outputs reach no "
+                "further than from one to the next of them"
+            )
         if not scores:
             return "no decision was possible: the latents hold NaN or Inf"
         return (

@@ -57,9 +57,10 @@ def decisions_picture(pipe: Any, path: str | PathLike) -> None:
 
 def _config(config: Any) -> dict[str, Any]:
     full = config.resolved()
+    infinite = full.threshold == math.inf  # which JSON does not know
     return {
         "criterion": full.criterion,
-        "threshold": full.threshold if math.isfinite(full.threshold) else None,
+        "threshold": None if infinite else full.threshold,
         "max_skip": full.max_skip,
         "warmup": full.warmup,
         "fill": full.fill,
@@ -157,7 +158,10 @@ def _text(report: dict[str, Any]) -> str:
 def _rule(config: dict[str, Any]) -> str:
     if config["criterion"] in ("never", "plan") or config["criterion"].startswith("every"):
         return f"{config['criterion']}, fill {config['fill']}"
+    threshold = config["threshold"]
+    if isinstance(threshold, float):
+        threshold = f"{threshold:.3g}"
     return (
-        f"{config['criterion']}, threshold {config['threshold']}, max_skip {config['max_skip']}, "
+        f"{config['criterion']}, threshold {threshold}, max_skip {config['max_skip']}, "
         f"fill {config['fill']}"
     )

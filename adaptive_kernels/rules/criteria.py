@@ -14,6 +14,10 @@ LARGEST = 2**31 - 1
 NEVER, EVERY, THIRD_ORDER, RELEASED, DEFECT, PLAN = range(6)
 # The guard of `released` is idle for so many decisions; it takes four calls before the first one.
 IDLE, FORCED = 5, 4
+# The most skipped steps of a fill that has tables, which grow with the square of this.
+LONGEST_FILL = 15
+# The threshold that follows from the solver's table (module `laws`).
+AUTO = "auto"
 
 
 class Rule(NamedTuple):
@@ -39,19 +43,18 @@ def _late(max_skip: int, whole: int, skipped: int) -> bool:
 class Criterion:
     """One of the criteria.
 
-    code: in csrc/core/decide.h. warmup: whole steps before its first possible decision.
-    threshold: the default, None where it compares with none. sums: what it needs of a step, of
-    "third", "first" (differences of the latents; first ones in squares beside third ones, else in
-    absolute value) and "defect" (of the fill). needs_table: whether
-    it looks something up. fill: the one that belongs to it. least_skip: the least
-    max_skip it can do with. guard: (max_skip, whole step, skipped
-    before it) -> whether the network is called whatever was measured. most: max_skip -> whole steps
-    that it may skip in a row.
+    code: in csrc/core/decide.h. warmup: whole steps before its first possible decision. threshold:
+    the default, AUTO where the solver says it, None where it compares with none. sums: what it
+    needs of a step, of "third", "first" (differences of the latents; first ones in squares beside
+    third ones, else in absolute value) and "defect" (of the fill). needs_table: whether it looks
+    something up. fill: the one that belongs to it. least_skip: the least max_skip it can do with.
+    guard: (max_skip, whole step, skipped before it) -> whether the network is called whatever was
+    measured. most: max_skip -> whole steps that it may skip in a row.
     """
 
     code: int
     warmup: int = 1
-    threshold: float | None = None
+    threshold: float | str | None = None
     sums: frozenset[str] = frozenset()
     needs_table: bool = False
     fill: str = "reuse"
@@ -60,10 +63,9 @@ class Criterion:
     most: Callable[[int], int] = lambda max_skip: max_skip
 
 
-# The first decision needs four latents (third_order), three differences of computed ones after the
-# authors' four calls (released), or two outputs and a third to compare with (defect). Thresholds:
-# third_order and defect were chosen on the shipped model (docs/cpu.md, "The laboratory"), that of
-# released is the authors'.
+# The first decision needs four latents (third_order), or three differences of computed ones after
+# the authors' four calls (released). The threshold of third_order was chosen on the shipped model
+# (docs/cpu.md, "The laboratory"), as was the law of defect's; that of released is the authors'.
 CRITERIA = {
     "never": Criterion(NEVER, guard=lambda *_: True, most=lambda max_skip: 0),
     "every": Criterion(EVERY),
@@ -81,8 +83,7 @@ CRITERIA = {
     ),
     "defect": Criterion(
         DEFECT,
-        warmup=3,
-        threshold=0.0016,
+        threshold=AUTO,
         sums=frozenset({"defect"}),
         needs_table=True,
         fill="linear",

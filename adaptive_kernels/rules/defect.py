@@ -15,9 +15,14 @@ units of s2 (w_i^2):
                    sqrt((D sum_j |du_j (lam_j - lam_i)(lam_j - lam_n0)|)^2 + 0.12 s2 max(0,
                    sum_k a_k^2 P_k - b)),  a_k = sum_j |du_j| f_jk,  b = sum_j (|du_j|)^2 R_j
 
-with u = asinh(sb / 4). Without noise (s2 = 0) that is D = d / |..|, and the output is kept as it
-is. A refresh's share is known before its defect is, so that one pass over the latents does both; it
-is a multiple of 1/256, for sums may differ between devices in their last bits.
+with u = asinh(sb / 4). A run on the first output, or on the first two, is taken for one of first
+order: D = d / |lam_i - lam_n0|, of the first output 0.026 + alpha / sigma, and the predicted error
+is 0.6 D sum_j |du_j (lam_j - lam_i)|; it reaches 0.85 in lam at most. A run that ends with the
+sampling is not repaired and counts three times.
+
+Without noise (s2 = 0) D = d / |..|, and the output is kept as it is. A refresh's share is known
+before its defect is, so that one pass over the latents does both; it is a multiple of 1/256, for
+sums may differ between devices in their last bits.
 
 A network's rounding is white from step to step, where a fill's error is smooth: what a defect holds
 beyond the rounding that was seen, by half as much again, is the fill's for certain, and what it
@@ -28,6 +33,7 @@ import torch
 from torch import Tensor
 
 from ..solvers.table import SolverTable
+from .laws import warmup_for
 from .tables import OUTPUTS, PREDICTORS
 
 # Columns of a sample's `measures` under this rule: D, s2, P_0 .. P_2, share of the next refresh.
@@ -41,42 +47,28 @@ STANDS = 0.4
 NOISE_COUNTS = 0.12
 # A network is noisier towards the end of a sampling than where its first defect is measured.
 GROWS = 1.1
+# Before there is a second output: what noise predictions, rms 1, change by per unit of lam at high
+# noise; nearer to the data, of unit spread, alpha / sigma comes on top.
+FIRST_RATE = 0.026
+# Of the error predicted of a run from a first-order rate, what is left after its repair.
+FIRST_COUNTS = 0.6
+# How far in lam such a run reaches at most, to the refresh after it; of longer ones the predicted
+# error is NaN, which calls the network.
+FIRST_REACH = 0.85
+# An error that no refresh will repair counts so many times.
+LAST = 3.0
 SHARES = 256.0
 
 
-def noise_shares(table: SolverTable, w: Tensor, sizes: object) -> Tensor:
-    """[T] float64: R of every step, the noise of u x + w m in units of s2.
-
-    Args:
-        sizes: of the noise by step, if it is known so; then s2 is that of their median.
-
-    Raises: ValueError where there is not one for every step.
-    """
-    if not isinstance(sizes, tuple):
-        return w.square()
-    if len(sizes) != table.num_steps:
-        raise ValueError(
-            f"output_noise must be a number or one for each of the {table.num_steps} steps of "
-            f"{table}, got {len(sizes)}"
-        )
-    usual = typical(sizes)
-    relative = torch.tensor(sizes, dtype=torch.float64) / usual if usual else torch.ones_like(w)
-    return (w * relative).square()
-
-
-def typical(sizes: tuple[float, ...]) -> float:
-    """The median of the sizes, the lower of two; the largest where that is zero."""
-    return sorted(sizes)[(len(sizes) - 1) // 2] or max(sizes)
-
-
 def run_table(
-    table: SolverTable, lam: Tensor, asinh: Tensor, weights: Tensor, max_skip: int
+    table: SolverTable, lam: Tensor, asinh: Tensor, weights: Tensor, max_skip: int, repair: bool
 ) -> Tensor:
     """[T, G, Q, 5] float64: predicted error per unit of D after 1 .. Q skipped steps, a_k and b.
 
     Args:
         lam, asinh: [T] and [T + 1] float64, of `fills.Coordinates`.
         weights: [T, G, G, 8] float64, the fill's, with R in the last place.
+        repair: whether a refresh makes up for a part of what the run before it missed.
     """
     steps, stages, size = table.num_steps, table.stages, weights.shape[1]
     count = max(1, min(max_skip, steps))
@@ -86,6 +78,7 @@ def run_table(
     weight = (asinh[end] - asinh[whole]).abs() / (end - whole)
     i, gap = torch.arange(steps)[:, None], torch.arange(size)[None, :]
     n0 = (i - 1 - gap).clamp(0)
+    first = (i - 1 - gap <= 0) & (warmup_for(table) == 1)
     total = torch.zeros(steps, size, PREDICTORS, dtype=torch.float64)
     out = []
     for q in range(count):
@@ -94,14 +87,22 @@ def run_table(
             inside = (j < steps)[..., None]
             ahead = (j - i - 1).clamp(max=size - 1)
             j = j.clamp(max=steps - 1)
-            product = (lam[j] - lam[i]) * (lam[j] - lam[n0])
+            ahead_of = lam[j] - lam[i]
+            product = torch.where(first, FIRST_COUNTS * ahead_of, ahead_of * (lam[j] - lam[n0]))
+            reach = (lam[(j + 1).clamp(max=steps - 1)] - lam[i]).abs()
+            product = torch.where(first & (reach > FIRST_REACH), torch.nan, product)
             entry = weights[j, ahead, gap]
             noise = (weight[j].square() * entry[..., -1])[..., None]
             # Nothing is predicted without error, not even at the level of the refresh itself.
             term = (weight[j] * product.abs()).clamp(min=1e-12)[..., None]
             terms = torch.cat((term, weight[j][..., None] * entry[..., :OUTPUTS], noise), dim=-1)
             total = total + torch.where(inside, terms, 0.0)
-        out.append(total)
+        # Nothing repairs a run that no refresh follows.
+        last = (i + 1 + q * stages + stages >= steps) & repair
+        whole_run = torch.where(
+            last[..., None], total * total.new_tensor([LAST, 1, 1, 1, 1]), total
+        )
+        out.append(whole_run)
     return torch.stack(out, dim=2)
 
 
@@ -137,7 +138,8 @@ def measure(measures: Tensor, entry: Tensor, square: Tensor, most: Tensor) -> Te
         measures: [..., 6] float64. entry: [..., 8] float64, the weights of the refresh.
         square: [...] float64. most: [...] float64, the largest s2; 0 where there is no noise.
     """
-    rate, variance, spread = measures[..., RATE], measures[..., VARIANCE], entry[..., 6]
+    rate, variance, spread = measures[..., RATE], measures[..., VARIANCE], entry[..., 6].abs()
+    line = entry[..., 6] >= 0
     both = noise_of_fill(measures, entry) + entry[..., 7]
     found = GROWS * square / both
     first = (variance == 0) & spread.isfinite()
@@ -145,10 +147,11 @@ def measure(measures: Tensor, entry: Tensor, square: Tensor, most: Tensor) -> Te
     noise = variance * both
     least = (square - (1 + DOUBT) * noise).clamp(min=0.0) * spread * spread
     largest = (square - (1 - DOUBT) * noise).clamp(min=0.0) * spread * spread
-    stands = STANDS * rate * rate
+    # What the rate was before the first measure is of another order.
+    stands = torch.where(first, torch.inf, STANDS * rate * rate)
     stands = torch.where(stands.isfinite() & (stands < largest), stands, largest)
     noisy = torch.where(stands < least, least, stands).sqrt()
-    usable = (most > 0) & square.isfinite() & spread.isfinite()
+    usable = (most > 0) & line & square.isfinite() & spread.isfinite()
     out = measures.clone()
     out[..., RATE] = torch.where(usable, noisy, square.sqrt() * spread)
     out[..., VARIANCE] = torch.where(usable, variance, measures[..., VARIANCE])

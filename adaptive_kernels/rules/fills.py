@@ -5,7 +5,8 @@ refreshes before step i:
 
     fill       f(lam_i) = (1 + g) E_0 - g E_1,   g = (lam_i - lam_n0) / (lam_n0 - lam_n1)
     repair     had the skipped steps used rho_j delta more, rho_j = (lam_j - lam_n0)(lam_j - lam_n1)
-               / ((lam_i - lam_n0)(lam_i - lam_n1)), x_{i+1} would be dx delta away: c delta on top
+               / ((lam_i - lam_n0)(lam_i - lam_n1)) or, on the first output alone, (lam_j - lam_n0)
+               / (lam_i - lam_n0), x_{i+1} would be dx delta away: c delta on top
                of the new output makes up for the share 1 / (1 + |dx_i| / sigma_i) of it
 
 How far a run goes, and what a network's rounding counts for, is module `defect`.
@@ -26,8 +27,10 @@ from torch.utils._device import set_device
 from ..solvers.table import SolverTable
 from .config import AdaptiveConfig
 from .criteria import longest_run
-from .defect import noise_shares, run_table
+from .defect import FIRST_RATE, run_table
+from .laws import warmup_for
 from .planned import planned_tables
+from .precision import noise_shares
 from .tables import FillTables, pack, rows_of
 
 # Data of about unit spread: sb at which an error of the noise prediction stops mattering.
@@ -63,7 +66,8 @@ def coordinates(table: SolverTable) -> Coordinates:
         raise ValueError(
             f"fill must be 'reuse' for {table}: its scheduler's noise levels are not known, as "
             "neither add_noise() nor the schedule it keeps fits its own steps; "
-            "AdaptiveConfig(criterion='third_order') does without, as do 'released' and 'every(k)'"
+            "config=AdaptiveConfig.paper() does without (criterion 'third_order'), as do "
+            "'released' and 'every(k)'"
         )
     alpha, sigma, a, b = levels.alpha[:-1], levels.sigma[:-1], levels.a, levels.b
     det = b * alpha - a * sigma
@@ -97,7 +101,7 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
 
     Raises: ValueError where the fill does not go with the table, or the plan was made for another.
     """
-    full, rule = config.resolved(), config.rule(table.stages)
+    full, rule = config.resolved(table), config.rule(table)
     # A network takes int64 or float32: other timesteps of a scheduler are rounded to float32.
     timestep = table.timesteps[:1]
     timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
@@ -118,11 +122,12 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
             f"repair must be None or False for {table}, which adds noise: the defect is the noise"
         )
     repair = full.criterion == "defect" if full.repair is None else full.repair
-    weights = linear_weights(table, coords, size, full.warmup, repair and not stochastic(table))
+    repair = repair and not stochastic(table)
+    weights = linear_weights(table, coords, size, full.warmup, repair)
     if full.criterion != "defect":
         return FillTables(rows, weights.float(), None, rule, *first)
     weights[..., -1] = noise_shares(table, coords.w, full.output_noise)[:, None, None]
-    costs = run_table(table, coords.lam, coords.asinh, weights, full.max_skip)
+    costs = run_table(table, coords.lam, coords.asinh, weights, full.max_skip, repair)
     return FillTables(rows, weights.float(), costs.float(), rule, *first)
 
 
@@ -146,14 +151,23 @@ def linear_weights(
     lam_i, first, second = lam[i], lam[n0.clamp(0)], lam[base.clamp(0)]
     usable = (base >= 0) & ((first - second).abs() >= SAME)
     slope = torch.where(usable, (lam_i - first) / torch.where(usable, first - second, 1.0), 0.0)
-    product = (lam_i - first) * (lam_i - second)
-    measures = usable & (product.abs() >= SAME)
+    # Of the first output alone there is no line: its rate is of first order.
+    alone = (n0 == 0) & ~usable
+    product = (lam_i - first) * torch.where(alone, 1.0, lam_i - second)
+    measures = (usable | alone) & (product.abs() >= SAME)
     zero = torch.zeros_like(slope)
     fill = (1 + slope, torch.where(third, zero, -slope), torch.where(third, -slope, zero))
     spread = torch.where(measures, 1 / torch.where(measures, product.abs(), 1.0), torch.inf)
+    if warmup_for(table) == 1:
+        # A spread below zero tells the kernels that there is no noise to be told (module `defect`).
+        rate = FIRST_RATE + lam[0].exp()
+        spread = torch.where(alone, -spread, torch.where(i == 0, -rate, spread))
+    else:
+        spread = torch.where(alone, torch.inf, spread)
     again = (zero, zero, zero)
     if repair:
-        c = torch.where(measures & ~third, repairs(table, coords, size, first, second), 0.0)
+        c = repairs(table, coords, size, first, second, alone)
+        c = torch.where(measures & ~third, c, 0.0)
         again = (c, -c * fill[0], -c * fill[1])
     return pack(torch.stack(fill, dim=-1), torch.stack(again, dim=-1), spread)
 
@@ -164,20 +178,27 @@ def repairs(
     size: int,
     first: Tensor,  # [T, size, size] float64: lam of the last refresh
     second: Tensor,  # of the one before
+    alone: Tensor,  # bool: whether there was none
 ) -> Tensor:
     """[T, size, size] float64: c of every step, gap and previous gap."""
     steps, depth = table.num_steps, table.history
     c = torch.zeros(steps, size, size, dtype=torch.float64)
     for gap in range(2, size + 1):
         i = torch.arange(gap, steps)
-        a, b = first[i, gap - 1], second[i, gap - 1]
-        scale = (coords.lam[i, None] - a) * (coords.lam[i, None] - b)
+        a, b, only = first[i, gap - 1], second[i, gap - 1], alone[i, gap - 1]
+
+        def grown(j: Tensor, a=a, b=b, only=only) -> Tensor:
+            """What rho_j is a multiple of."""
+            lam = coords.lam[j, None]
+            return (lam - a) * torch.where(only, 1.0, lam - b)
+
+        scale = grown(i)
         scale = torch.where(scale.abs() < SAME, torch.inf, scale)
         dx = torch.zeros(len(i), size, dtype=torch.float64)
         dh: list[Tensor] = []
         for k in range(1, gap):
             j = i - gap + k
-            rho = (coords.lam[j, None] - a) * (coords.lam[j, None] - b) / scale
+            rho = grown(j) / scale
             dh.append(coords.ps[j, None] * dx + coords.qs[j, None] * rho)
             dx = _respond(table, j, dx, dh, depth)
         dh.append(coords.ps[i, None] * dx)

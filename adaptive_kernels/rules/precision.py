@@ -6,7 +6,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from .defect import typical
+from ..solvers.table import SolverTable
 
 # A network's rounding adds up over its layers to about as much as one rounding of its outputs, 0.7
 # to 1 of it on the shipped model; more than this is not taken for noise.
@@ -94,3 +94,28 @@ def largest_noise(
         return size * math.hypot(guidance_scale, 1 - guidance_scale)
     g = guidance_scale.double()
     return (size * (g.square() + (1 - g).square()).sqrt()).float()
+
+
+def noise_shares(table: SolverTable, w: Tensor, sizes: object) -> Tensor:
+    """[T] float64: R of every step, the noise of u x + w m in units of s2.
+
+    Args:
+        sizes: of the noise by step, if it is known so; then s2 is that of their median.
+
+    Raises: ValueError where there is not one for every step.
+    """
+    if not isinstance(sizes, tuple):
+        return w.square()
+    if len(sizes) != table.num_steps:
+        raise ValueError(
+            f"output_noise must be a number or one for each of the {table.num_steps} steps of "
+            f"{table}, got {len(sizes)}"
+        )
+    usual = typical(sizes)
+    relative = torch.tensor(sizes, dtype=torch.float64) / usual if usual else torch.ones_like(w)
+    return (w * relative).square()
+
+
+def typical(sizes: tuple[float, ...]) -> float:
+    """The median of the sizes, the lower of two; the largest where that is zero."""
+    return sorted(sizes)[(len(sizes) - 1) // 2] or max(sizes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..files import write_json
 from ..version import __version__
 from .config import AdaptiveConfig
+from .criteria import AUTO
 from .plan import Plan
 
 __all__ = ["load_config", "presets", "save_config"]
@@ -58,7 +59,7 @@ def save_config(config: AdaptiveConfig, path: str | os.PathLike) -> None:
         name: int(v) if isinstance(v, numbers.Integral) and not isinstance(v, bool) else v
         for name, v in full.items()
     }
-    if config.threshold is not None:
+    if isinstance(config.threshold, numbers.Real):
         full["threshold"] = repr(float(config.threshold))  # JSON knows no infinity
     if config.plan is not None:
         full["plan"] = plan_to_json(config.plan)
@@ -83,7 +84,7 @@ def load_config(path: str | os.PathLike) -> AdaptiveConfig:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']!r} is not {FORMAT}")
         config = dict(value["config"])
-        if config.get("threshold") is not None:
+        if config.get("threshold") not in (None, AUTO):
             config["threshold"] = float(config["threshold"])
         if config.get("plan") is not None:
             config["plan"] = plan_from_json(config["plan"])

@@ -59,14 +59,14 @@ class Start:
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if tables is None:
             tables = fill_tables(table, config)
-        elif tables.rule != config.rule(table.stages):
+        elif tables.rule != config.rule(table):
             raise ValueError(
                 f"tables must be fill_tables(table, config) of this config, {config}, got those of "
                 f"another, with {tables.rule}"
             )
         device, batch = latents.device, latents.shape[0]
         x = latents.reshape(batch, latents.shape[1:].numel()).float()
-        threshold = config.resolved().threshold
+        threshold = config.resolved(table).threshold
         most = 0.0
         if "defect" in config.kind.sums:
             computing = computing_dtype(dtype, device)

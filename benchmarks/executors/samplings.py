@@ -16,9 +16,9 @@ STEPS = 50
 PATTERNS = {
     "full": ak.AdaptiveConfig(criterion="never"),
     # The rule computes and decides as ever, and skips wherever it may.
-    "adaptive": ak.AdaptiveConfig(math.inf, max_skip=1),
+    "adaptive": ak.AdaptiveConfig.paper(threshold=math.inf, max_skip=1),
     # It may always skip and never does: what comes next is known nowhere but on the device.
-    "unforeseen": ak.AdaptiveConfig(0.0),
+    "unforeseen": ak.AdaptiveConfig.paper(threshold=0.0),
     "released": ak.AdaptiveConfig(criterion="released"),
 }
 # Network calls; as many as the latents ask for under "released".

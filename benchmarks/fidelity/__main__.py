@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     option = parser.add_argument
     count = _number(int, 1, 1000, "a whole number from 1 to 1000")
     seed = _number(int, 0, 2**40, "a whole number of at least 0")
-    share = _number(float, 1e-3, 1, "a share from 0.001 to 1")
+    share = _number(float, 1e-3, 1000, "a share from 0.001 to 1, or more than 1 for calls")
     positive = _number(float, 0, 1e6, "a finite number of at least 0")
     several = {"nargs": "+"}
     option("--solvers", **several, metavar="NAME", help=f"of {', '.join(SOLVERS)}; with --model "
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
            help=f"of the shipped network, of {', '.join(DTYPES)}; every figure is measured against "
            "the float32 network's full run")  # fmt: skip
     option("--budgets", **several, type=share, default=[0.2, 0.26, 0.32, 0.4, 0.5], metavar="X",
-           help="mean network calls as shares of the steps")  # fmt: skip
+           help="mean network calls: shares of the steps, or above 1 the calls")  # fmt: skip
     option("--methods", **several, metavar="NAME", help="None: all")
     option("--samples-per-class", type=count, default=4, metavar="N", help="or per prompt")
     option("--seeds", **several, type=seed, default=[1, 2, 3], metavar="N", help="reported")
@@ -124,11 +124,17 @@ def _draw(
     out: Path, records: Records, entries: Sequence[Entry], table: Sequence[dict], seeds: list[int]
 ) -> dict[str, str]:
     """Draw what can be drawn: file name -> why it was not, empty where it was."""
-    notes = dict.fromkeys(("psnr-nfe.png", "nfe.png", "decisions.png", "ablation.png"), "")
+    names = ("psnr-nfe.png", "limit.png", "nfe.png", "decisions.png", "ablation.png")
+    notes = dict.fromkeys(names, "")
     for name in notes:
         (out / name).unlink(missing_ok=True)
     with appearing(out / "psnr-nfe.png") as path:
         pictures.psnr_picture(path, table)
+    if any(row["limit_db"] is not None for row in table):
+        with appearing(out / "limit.png") as path:
+            pictures.limit_picture(path, table)
+    else:
+        notes["limit.png"] = "needs a problem whose limit is known"
 
     cell = entries[0].cell
     inside = [e for e in entries if e.cell is cell]

@@ -26,6 +26,8 @@ _TRAILING = {**_BETAS, "timestep_spacing": "trailing"}
 SOLVERS = ("ddim", "euler", "dpm2m", "unipc", "flow")
 # The samples that a network's noise is measured on; no run that is reported may start from them.
 NOISE_SEED = 1_000_033
+# Of the runs that tell the limit; the second one of solvers of first order, for extrapolation.
+LIMIT_STEPS = (1000, 500)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -58,6 +60,8 @@ class Problem:
     decode: Callable[[Tensor], Tensor]  # latents [B, ...] -> images [B, C, H, W] in [-1, 1]
     dtype: str = "float32"  # of the network
     exact: Problem | None = None  # the same with a float32 network; None: this is it
+    # What more and more steps lead to: the sum of these problems' full runs, each times its weight.
+    limit: tuple[tuple[float, Problem], ...] = ()
 
     _tables: dict[int, SolverTable] = field(default_factory=dict, init=False, repr=False)
     _noise: list[tuple[float, ...]] = field(default_factory=list, init=False, repr=False)
@@ -87,6 +91,11 @@ class Problem:
         return self._noise[0]
 
     @property
+    def limit_name(self) -> str:
+        """Of the runs that tell the limit; empty where there are none."""
+        return "+".join(f"{weight:g}x{part.name}" for weight, part in self.limit)
+
+    @property
     def reference(self) -> Problem:
         """Whose full run every figure is measured against."""
         return self.exact or self
@@ -98,12 +107,23 @@ def shipped(
     samples_per_class: int = 4,
     guidance_scale: float = 2.0,
     dtype: str = "float32",
+    limit: bool = True,
 ) -> Problem:
-    """The shipped Fashion-MNIST model under one of SOLVERS, in one of DTYPES."""
+    """The shipped Fashion-MNIST model under one of SOLVERS, in one of DTYPES.
+
+    Its limit is that of the one ODE that the solvers of a noise schedule share: DPM-Solver++ 2M
+    with LIMIT_STEPS steps, and on the flow-matching grid Euler's, extrapolated from two of them.
+    """
     model = demo_model.load_demo_model(DTYPES[dtype])
-    exact = None
+    exact, parts = None, ()
     if dtype != "float32":
-        exact = shipped(solver, steps, samples_per_class, guidance_scale)
+        exact = shipped(solver, steps, samples_per_class, guidance_scale, limit=limit)
+    if limit:
+        first = {"flow": ("flow", 2.0, -1.0)}.get(solver, ("dpm2m", 1.0))
+        parts = tuple(
+            (weight, shipped(first[0], count, samples_per_class, guidance_scale, limit=False))
+            for weight, count in zip(first[1:], LIMIT_STEPS, strict=False)
+        )
 
     def batch(seed: int) -> Batch:
         labels = torch.arange(demo_model.NUM_CLASSES).repeat_interleave(samples_per_class)
@@ -124,6 +144,7 @@ def shipped(
         lambda latents: latents.clamp(-1, 1),
         dtype,
         exact,
+        parts,
     )
 
 

@@ -21,7 +21,7 @@ class Records:
     """The runs of one model under one set of options.
 
     `<out>/records-<versions>-<digest of the options>/<cell>/<method>-<setting>-<seed>.npz` holds,
-    for B samples, nfe [B], psnr, ssim, lpips [B], features [B, 1280], images [B, C, H, W],
+    for B samples, nfe [B], psnr, limit, ssim, lpips [B], features [B, 1280], images [B, C, H, W],
     refreshed and score [T, B], labels [B], nonfinite [B] and the run's wall_s.
 
     Args:

@@ -51,7 +51,12 @@ class Entry(NamedTuple):
     cell: Cell
     method: str
     setting: float
-    budget: float  # share of the steps; 1 for the full run
+    budget: float  # share of the steps, above 1 calls; 1 for the full run
+
+
+def budget_calls(budget: float, steps: int) -> float:
+    """Mean network calls of a budget: a share of the steps, or above 1 the calls themselves."""
+    return budget * steps if budget <= 1 else min(budget, steps)
 
 
 class Laboratory:
@@ -98,6 +103,8 @@ class Laboratory:
         with tqdm(total=total, disable=not self.progress, bar_format=format) as bar:
             for i, cell in enumerate(cells):
                 references: dict[int, Tensor] = {}
+                for seed in (*self.seeds, *self.tuning_seeds):
+                    self._limit(cell, seed, bar)
                 if cell.problem.exact is not None:
                     self._full(cell.reference, {}, bar)
                 for j, method in enumerate(methods):
@@ -118,6 +125,24 @@ class Laboratory:
             bar.refresh()
         return entries
 
+    def _limit(self, cell: Cell, seed: int, bar: tqdm | None = None) -> Tensor | None:
+        """The images that more and more steps lead to, made once for all solvers that share them.
+
+        None where nobody knows them.
+        """
+        problem = cell.problem.reference
+        if not problem.limit:
+            return None
+        key = (problem.limit_name, "limit", 0.0, seed)
+        if not self.records.names(*key):
+            if bar is not None:
+                bar.set_description(f"{problem.limit_name}, seed {seed}")
+            batch = problem.batch(seed)
+            parts = [(w, ours.sampled(ours.NEVER)(part, batch)) for w, part in problem.limit]
+            images = problem.decode(sum(w * outcome.latents.cpu() for w, outcome in parts))
+            self.records.save(*key, arrays={"images": images.float().clamp(-1, 1)})
+        return self.records.load(*key, only=["images"])["images"]
+
     def _full(self, cell: Cell, references: dict[int, Tensor], bar: tqdm) -> None:
         for seed in (*self.seeds, *self.tuning_seeds):
             self._ensure(cell, ours.FULL, float(cell.steps), seed, references)
@@ -134,7 +159,7 @@ class Laboratory:
     ) -> list[tuple[float, float]]:  # (share, setting)
         if method is ours.FULL:
             return [(1.0, float(cell.steps))]
-        calls = {share: share * cell.steps for share in shares}
+        calls = {share: budget_calls(share, cell.steps) for share in shares}
         if method.knob is None:
             return [
                 (s, float(x)) for s, n in calls.items() for x in method.settings(cell.problem, n)
@@ -166,9 +191,10 @@ class Laboratory:
     ) -> None:
         key = (cell.problem.name, method.name, setting, seed)
         names = self.records.names(*key)
-        if "lpips" in names or (names and self.features is None):
+        known = not cell.problem.reference.limit or "limit" in names
+        if known and ("lpips" in names or (names and self.features is None)):
             return
-        # A record made without the feature weights is completed from its images.
+        # A record made without the feature weights, or the limit, is completed from its images.
         record = self.records.load(*key) if names else self._sample(cell, method, setting, seed)
         images = record["images"].float()
         exact = method is ours.FULL and cell.problem.exact is None
@@ -180,7 +206,9 @@ class Laboratory:
             record |= {"psnr": psnr(images, reference), "ssim": ssim(images, reference)}
             if not exact:
                 record["images"] = images.half()
-        if self.features is not None:
+        if not known:
+            record["limit"] = psnr(images, self._limit(cell, seed))
+        if self.features is not None and "lpips" not in names:
             record["lpips"] = self.features.lpips(images, reference)
             record["features"] = self.features.efficientnet_features(images).half()
         self.records.save(*key, arrays=record)

@@ -13,7 +13,7 @@ import torch
 from .features import kid
 from .methods.ours import FULL
 from .records import Records, appearing
-from .run import Entry
+from .run import Entry, budget_calls
 
 COLUMNS = (
     *("solver", "steps", "dtype", "method", "budget", "setting", "samples"),
@@ -21,9 +21,10 @@ COLUMNS = (
     *("psnr_db", "psnr_db_low", "psnr_db_high"),
     *("worst_tenth_db", "worst_tenth_db_low", "worst_tenth_db_high", "identical", "nonfinite"),
     *("independent_db", "independent_worst_tenth_db"),
+    *("limit_db", "limit_worst_tenth_db", "limit_lost_db"),
     *("ssim", "lpips", "kid", "kid_std", "kid_other", "kid_other_std", "wall_s", "speedup"),
 )
-FIGURES = ("nfe", "psnr", "ssim", "lpips", "nonfinite", "wall_s")
+FIGURES = ("nfe", "psnr", "limit", "ssim", "lpips", "nonfinite", "wall_s")
 RESAMPLES = 2000
 
 
@@ -32,13 +33,16 @@ def rows(
 ) -> list[dict]:
     """One dict of COLUMNS per entry, over the samples of all `seeds`; None where there is nothing.
 
-    - budget: share of the steps, 1 for the full run; setting: the method's; samples: how many.
+    - budget: share of the steps, above 1 calls, 1 for the full run; setting: the method's; samples:
+      how many.
     - nfe_*: network calls of a sample; std: between samples.
     - psnr_db: mean against the full run's images in [-1, 1], without the samples that are
       identical to them, counted in `identical`; worst_tenth_db: mean of the worst tenth. low and
       high: 95 % interval, bootstrapped over the samples.
     - independent_*: the same, were the error of this method at this setting with a float32 network
       and that of the network's own full run independent; of other dtypes, where both are known.
+    - limit_*: PSNR against the images that more and more steps lead to, mean and worst tenth, and
+      how much less than the full run's that mean is; where that limit is known.
     - nonfinite: samples with NaN or Inf in their latents; their images are grey there.
     - ssim, lpips: mean against the full run's images.
     - kid, kid_std: on EfficientNet features, against the full run's images of the same noise, as an
@@ -77,6 +81,8 @@ def rows(
                 figures_of[entry] |= _kid("kid_other", own, features_of(full, tuning_seeds))
         row = {"solver": cell.solver, "steps": cell.steps, "dtype": cell.problem.dtype}
         row |= {"method": method, "budget": budget, "setting": setting, **figures_of[key]}
+        lost = (figures_of[name]["limit_db"] for name in (full, key))
+        row["limit_lost_db"] = _difference(*lost)
         row["speedup"] = figures_of[own_full]["wall_s"] / row["wall_s"]
         exact = (cell.problem.reference.name, method, setting)
         row |= _independent(records, seeds, () if method == FULL.name else (exact, own_full))
@@ -88,8 +94,8 @@ def figures(arrays: dict[str, torch.Tensor]) -> dict:
     """The figures of one method from the arrays of its records, stacked over the seeds.
 
     Args:
-        arrays: nfe, psnr, ssim, nonfinite and, where it was measured, lpips [seeds, B]; wall_s
-            [seeds].
+        arrays: nfe, psnr, ssim, nonfinite and, where they were measured, limit and lpips [seeds,
+            B]; wall_s [seeds].
     """
     nfe, db = arrays["nfe"].flatten(), arrays["psnr"].flatten()
     differs = db[db < math.inf].numpy()
@@ -105,7 +111,13 @@ def figures(arrays: dict[str, torch.Tensor]) -> dict:
         "ssim": arrays["ssim"].mean().item(),
         "lpips": arrays["lpips"].mean().item() if "lpips" in arrays else None,
         "wall_s": arrays["wall_s"].mean().item(),
+        "limit_db": None,
+        "limit_worst_tenth_db": None,
     }
+    if "limit" in arrays:
+        to_limit = arrays["limit"].flatten()
+        result["limit_db"] = to_limit.mean().item()
+        result["limit_worst_tenth_db"] = to_limit.sort().values[:worst].mean().item()
     for name, statistic in (
         ("psnr_db", lambda x: x.mean(-1)),
         ("worst_tenth_db", lambda x: np.sort(x, -1)[..., :worst].mean(-1)),
@@ -168,7 +180,7 @@ def summary(table: Sequence[dict], best: int = 4) -> str:
         here = [r for r in table if (r["solver"], r["steps"], r["dtype"]) == cell]
         inside = [r for r in here if r["method"] != "full"]
         for budget in sorted({row["budget"] for row in inside}):
-            calls = budget * cell[1]
+            calls = budget_calls(budget, cell[1])
             met = {
                 row["method"]: row
                 for row in sorted(inside, key=lambda r: _decibel(r["psnr_db"]))
@@ -179,6 +191,10 @@ def summary(table: Sequence[dict], best: int = 4) -> str:
             dtype = "" if cell[2] == "float32" else f" {cell[2]}"
             lines.append(f"{cell[0]}-{cell[1]}{dtype}, {calls:.1f} calls: {', '.join(named)}")
     return "\n".join(lines)
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
 
 
 def _decibel(psnr_db: float | None) -> float:  # None: every sample is identical

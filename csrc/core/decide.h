@@ -52,10 +52,9 @@ struct Decision {
 
 constexpr int64_t kCriteria = 6;
 
-// Whole steps before the first possible decision: four latents, the authors' four calls, or two
-// outputs and a third to compare with.
+// Whole steps before the first possible decision: four latents, or the authors' four calls.
 AK_HD int64_t least_warmup(int64_t criterion) {
-  return criterion == kReleased ? 4 : criterion == kThirdOrder || criterion == kDefect ? 3 : 1;
+  return criterion == kReleased ? 4 : criterion == kThirdOrder ? 3 : 1;
 }
 
 AK_HD bool needs_third(int64_t criterion) { return criterion == kThirdOrder; }

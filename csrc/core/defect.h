@@ -58,21 +58,23 @@ AK_HD double noise_of_fill(const Weights& w, const Estimate& now) {
 }
 
 // Takes in a defect of mean square `square`, whose noise is `both` = V + R in units of s2; `most`:
-// the largest s2.
+// the largest s2. A spread below zero belongs to a fill of one output, whose defect tells no noise.
 AK_HD void measure_defect(float spread_of, double both, double square, double most, Estimate* now) {
-  const double spread = spread_of, rate = now->rate;
-  if (!(most > 0.0) || !std::isfinite(square) || !std::isfinite(spread)) {
+  const double spread = std::fabs(static_cast<double>(spread_of)), rate = now->rate;
+  if (!(most > 0.0) || spread_of < 0.0f || !std::isfinite(square) || !std::isfinite(spread)) {
     now->rate = std::sqrt(square) * spread;
     return;
   }
-  if (now->variance == 0.0) {
+  const bool first = now->variance == 0.0;
+  if (first) {
     const double found = kGrows * square / both;
     now->variance = found < most ? found : most;
   }
   const double noise = now->variance * both;
   const double least = not_below_zero(square - (1.0 + kDoubt) * noise) * spread * spread;
   const double largest = not_below_zero(square - (1.0 - kDoubt) * noise) * spread * spread;
-  double stands = kStands * rate * rate;
+  // What the rate was before the first measure is of another order.
+  double stands = first ? INFINITY : kStands * rate * rate;
   if (!(std::isfinite(stands) && stands < largest)) stands = largest;
   now->rate = std::sqrt(stands < least ? least : stands);
 }

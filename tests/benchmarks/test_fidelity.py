@@ -16,15 +16,20 @@ from PIL import Image
 
 from adaptive_kernels import AdaptiveConfig
 from adaptive_kernels.demo import model as demo_model
-from benchmarks.fidelity import features, folder, run, table, tune
+from adaptive_kernels.metrics import psnr
+from benchmarks.fidelity import features, folder, problem, run, table, tune
 from benchmarks.fidelity.__main__ import main
 from benchmarks.fidelity.methods import ours
 from benchmarks.fidelity.records import appearing
 
-PICTURES = ("psnr-nfe.png", "nfe.png", "decisions.png", "ablation.png")
+PICTURES = ("psnr-nfe.png", "limit.png", "nfe.png", "decisions.png", "ablation.png")
 SMALL = ["--solvers", "ddim", "--steps", "6", "--samples-per-class", "1", "--budgets", "0.5"]
 SMALL += ["--methods", "every", "third_order", "skip_update", "--no-progress"]
 SMALL += ["--seeds", "1", "2", "--tuning-seeds", "9"]
+
+
+# Steps of the runs that tell the limit: few, as what is claimed here is that they are run.
+LIMIT_STEPS = (12, 6)
 
 
 def offline():
@@ -33,8 +38,9 @@ def offline():
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """One thread, and no download of weights."""
+    """One thread, no download of weights, and a limit that is soon known."""
     monkeypatch.setattr(features, "fetch", offline)
+    monkeypatch.setattr(problem, "LIMIT_STEPS", LIMIT_STEPS)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -76,6 +82,7 @@ def finished(tmp_path_factory) -> tuple[Path, int]:
     out, model = tmp_path_factory.mktemp("lab") / "made" / "here", Stopping(10**6, AssertionError)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "fetch", offline)
+        patch.setattr(problem, "LIMIT_STEPS", LIMIT_STEPS)
         patch.setattr(demo_model, "load_demo_model", lambda *_: model)
         assert main([*SMALL, "--out", str(out), "--threads", "1"]) == 0
     return out, 10**6 - model.left
@@ -103,6 +110,34 @@ def test_a_run_writes_its_table_and_its_pictures(done):
     for name in PICTURES:
         with Image.open(done / name) as image:
             assert len(image.convert("RGB").getcolors(2**24)) > 50, name
+
+
+@pytest.mark.parametrize("solver", ["ddim", "flow"])
+def test_the_distance_to_the_limit_is_told_beside_that_to_the_full_run(solver, tmp_path):
+    """Of all methods, against a run of many steps made here once more."""
+    words = ["--solvers", solver, "--methods", "every", "--seeds", "1"]
+    assert main([*SMALL, *words, "--out", str(tmp_path)]) == 0
+    batch = problem.shipped(solver, 6, 1).batch(1)
+
+    def images(name, steps, config):
+        result = ours.sampled(config)(problem.shipped(name, steps, 1), batch)
+        return result.latents
+
+    if solver == "flow":
+        limit = 2 * images("flow", 12, ours.NEVER) - images("flow", 6, ours.NEVER)
+    else:
+        limit = images("dpm2m", 12, ours.NEVER)
+    expected = [
+        psnr(images(solver, 6, config).clamp(-1, 1), limit.clamp(-1, 1)).double()
+        for config in (ours.NEVER, AdaptiveConfig(criterion="every(2)"))
+    ]
+    rows = read(tmp_path)
+    for row, db in zip(rows, expected, strict=True):
+        assert float(row["limit_db"]) == pytest.approx(db.mean().item(), abs=2e-3)
+        assert float(row["limit_worst_tenth_db"]) == pytest.approx(db.min().item(), abs=2e-3)
+        lost = expected[0].mean() - db.mean()
+        assert float(row["limit_lost_db"]) == pytest.approx(lost.item(), abs=4e-3)
+    assert float(rows[1]["limit_lost_db"]) > 1
 
 
 def test_a_second_start_computes_nothing(done, stop, capsys):

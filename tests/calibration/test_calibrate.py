@@ -355,7 +355,7 @@ REFUSED = [
     ({"criterion": ["plan"]}, ValueError, "criterion must be 'plan' or one of"),
     ({"config": ak.AdaptiveConfig()}, ValueError, "config goes with an adaptive criterion"),
     ({"config": "x"} | DEFECT, TypeError, "config must be an AdaptiveConfig, got str"),
-    ({"config": ak.AdaptiveConfig()} | DEFECT, ValueError, "'defect', got 'third_order'"),
+    ({"config": ak.AdaptiveConfig.paper()} | DEFECT, ValueError, "'defect', got 'third_order'"),
     ({"curve": [4]} | DEFECT, ValueError, "curve goes with criterion 'plan', got .*'defect'"),
     ({"curve": [4, 9]}, ValueError, r"curve must be numbers of calls from 1 to 8, got \[4, 9\]"),
     ({"curve": [2.5]}, ValueError, "curve must be numbers of calls from 1 to 8"),

@@ -18,12 +18,12 @@ from tests.support.driver import fake_runtime
 from tests.support.emulation import emulated
 
 RULES = {
-    "third_order": ak.AdaptiveConfig(0.05),
+    "third_order": ak.AdaptiveConfig.paper(threshold=0.05),
     "released": ak.AdaptiveConfig(0.05, criterion="released"),
     "defect": ak.AdaptiveConfig(0.03, criterion="defect"),
     "never": ak.AdaptiveConfig(criterion="never"),
     "every(3)": ak.AdaptiveConfig(criterion="every(3)"),
-    "batch": ak.AdaptiveConfig(0.05, granularity="batch"),
+    "batch": ak.AdaptiveConfig.paper(threshold=0.05, granularity="batch"),
 }
 STEPS = 24
 
@@ -98,7 +98,7 @@ def test_the_cuda_kernels_end_the_loop_themselves(runtimes, rule):
 def test_two_stages_image_to_image_and_solvers_that_add_noise(runtimes):
     x = noise()
     for table in (problems.table(12, 3, 2), problems.table(12, 2, stochastic=True)):
-        config = ak.AdaptiveConfig(3.0, max_skip=2)
+        config = ak.AdaptiveConfig.paper(threshold=3.0, max_skip=2)
         results = [
             run(make_sampler(name, config, table), denoisers.made(denoisers.UNet), x, seed=[5, 3])
             for name in ("eager", "groups", "graph")
@@ -239,7 +239,7 @@ def test_out_of_memory_is_not_remembered(runtimes, monkeypatch):
 def test_an_old_driver_is_not_asked_for_cooperative_kernels(runtimes, monkeypatch):
     monkeypatch.setattr(fake_runtime.FakeRuntime, "takes_cooperative", False)
     runtimes.driver = fake_runtime.FakeDriver()
-    config = ak.AdaptiveConfig(0.05, max_skip=2)
+    config = ak.AdaptiveConfig.paper(threshold=0.05, max_skip=2)
     model = denoisers.made(denoisers.UNet)
     sampler = make_sampler(config=config)
     assert_same(run(make_sampler("eager", config), model, noise()), run(sampler, model, noise()))
@@ -271,7 +271,7 @@ def test_nothing_is_left_after_a_fallback(runtimes):
 def test_thresholds_zero_and_infinity(runtimes):
     for name in ("eager", "groups", "graph"):
         sampler, model = (
-            make_sampler(name, ak.AdaptiveConfig(0.3, max_skip=4)),
+            make_sampler(name, ak.AdaptiveConfig.paper(threshold=0.3, max_skip=4)),
             denoisers.made(denoisers.DiT),
         )
         assert run(sampler, model, noise(), threshold=0.0).nfe.tolist() == [STEPS, STEPS]
@@ -473,14 +473,16 @@ def test_auto_stays_with_what_was_faster(runtimes):
 def test_a_driver_without_cooperative_bodies_gets_step_repeated(runtimes):
     """The second attempt has one kernel per step of the longest run, and the same result."""
     sampler, model = (
-        make_sampler(config=ak.AdaptiveConfig(0.05, max_skip=3)),
+        make_sampler(config=ak.AdaptiveConfig.paper(threshold=0.05, max_skip=3)),
         denoisers.made(denoisers.UNet),
     )
     driver = fake_runtime.FakeDriver()
     driver.fail("cuGraphInstantiateWithParams", 1)
     runtimes.driver = driver
     result = run(sampler, model, noise())
-    expected = run(make_sampler("eager", ak.AdaptiveConfig(0.05, max_skip=3)), model, noise())
+    expected = run(
+        make_sampler("eager", ak.AdaptiveConfig.paper(threshold=0.05, max_skip=3)), model, noise()
+    )
     assert_same(expected, result)
     assert driver.plan().count("kernel") == 4, driver.plan()
 

@@ -13,11 +13,11 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 SHAPE = (4, 16, 16)
 RULES = {
-    "third_order": ak.AdaptiveConfig(0.05),
+    "third_order": ak.AdaptiveConfig.paper(threshold=0.05),
     "released": ak.AdaptiveConfig(0.05, criterion="released"),
     "defect": ak.AdaptiveConfig(0.03, criterion="defect"),
     "every(3)": ak.AdaptiveConfig(criterion="every(3)"),
-    "batch": ak.AdaptiveConfig(0.05, granularity="batch"),
+    "batch": ak.AdaptiveConfig.paper(threshold=0.05, granularity="batch"),
 }
 
 
@@ -109,7 +109,11 @@ def test_one_launch_and_no_synchronisation():
 
 
 def test_thresholds_zero_and_infinity_without_a_new_capture():
-    sampler, model, x = make_sampler(config=ak.AdaptiveConfig(0.3, max_skip=4)), network(), noise()
+    sampler, model, x = (
+        make_sampler(config=ak.AdaptiveConfig.paper(threshold=0.3, max_skip=4)),
+        network(),
+        noise(),
+    )
     assert run(sampler, model, x, threshold=0.0).nfe.tolist() == [30, 30]
     # Three calls first, then every fifth step.
     assert run(sampler, model, x, threshold=torch.inf).nfe.tolist() == [8, 8]

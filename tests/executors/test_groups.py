@@ -29,7 +29,7 @@ def sampling(table, config, choose):
 
     A decision is free where the sums decide it: they are made to skip or to refresh.
     """
-    rule, index, run, at = config.rule(table.stages), 0, 0, []
+    rule, index, run, at = config.rule(table), 0, 0, []
     while index < table.num_steps:
         index, run = index + 1, run + 1
         refresh = False

@@ -11,7 +11,7 @@ def through_the_op(model_output, input_dtype):
     """x_next = model_output in float32, and model_input = its rounding to input_dtype."""
     n = model_output.shape[1]
     state = State.begin(
-        problems.table(2), torch.zeros(1, n), problems.AdaptiveConfig(), dtype=input_dtype
+        problems.table(2), torch.zeros(1, n), problems.AdaptiveConfig.paper(), dtype=input_dtype
     )
     state.rows.zero_()
     state.rows[:, 1] = 1  # h = m

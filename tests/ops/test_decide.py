@@ -154,33 +154,43 @@ def defect(network, sb, x, tol, max_skip, spread=4.0):
         path.append(alpha[i + 1] * (path[-1] / alpha[i] + (sb[i + 1] - sb[i]) * e))
 
     def fill(j, outputs):
-        (n0, e0), (n1, e1) = outputs
-        return e0 + (lam[j] - lam[n0]) / (lam[n0] - lam[n1]) * (e0 - e1)
+        (n0, e0), *before = outputs
+        slope = [(lam[j] - lam[n0]) / (lam[n0] - lam[n1]) * (e0 - e1) for n1, e1 in before]
+        return e0 + sum(slope)
+
+    def grown(j, outputs):
+        """What the error of the fill at j is a multiple of; of one output alone, of first order."""
+        return math.prod(lam[j] - lam[n] for n, _ in outputs)
 
     i, outputs = 0, []
     while i < steps:
         new, c, run = network(path[-1], i), 0.0, 0
-        used = new
-        if len(outputs) == 2:
-            (n0, _), (n1, _) = outputs
-            away = (lam[i] - lam[n0]) * (lam[i] - lam[n1])
-            delta = new - fill(i, outputs)
-            rho = {j: (lam[j] - lam[n0]) * (lam[j] - lam[n1]) / away for j in range(n0 + 1, i)}
+        D = (0.026 + 1 / sb[0]) * new.square().mean().sqrt().item()
+        if outputs:
+            n0 = outputs[0][0]
+            delta, away = new - fill(i, outputs), grown(i, outputs)
+            rho = {j: grown(j, outputs) / away for j in range(n0 + 1, i)}
             if rho:
                 kappa = sum((sb[j + 1] - sb[j]) * r for j, r in rho.items())
                 g = 1 / (1 + abs(kappa) / sb[i])
                 c = g * kappa / (sb[i + 1] - sb[i])
-            used = new + c * delta
             D = delta.square().mean().sqrt().item() / abs(away)
-            predicted = 0.0
-            while run < max_skip and i + 1 + run < steps:
-                j = i + 1 + run
-                w = abs(u[j + 1] - u[j])
-                predicted += w * D * abs((lam[j] - lam[i]) * (lam[j] - lam[n0]))
-                near = min(near, abs(predicted / tol - 1))
-                if predicted > tol:
+        used = new + c * delta if outputs else new
+        first, predicted = len(outputs) < 2, 0.0
+        while run < max_skip and i + 1 + run < steps:
+            j = i + 1 + run
+            w = abs(u[j + 1] - u[j])
+            if first:
+                predicted += 0.6 * w * D * abs(lam[j] - lam[i])
+                if lam[min(j + 1, steps - 1)] - lam[i] > 0.85:
                     break
-                run += 1
+            else:
+                predicted += w * D * abs((lam[j] - lam[i]) * (lam[j] - lam[n0]))
+            whole = 3 * predicted if j == steps - 1 else predicted
+            near = min(near, abs(whole / tol - 1))
+            if whole > tol:
+                break
+            run += 1
         calls.append(i)
         solve(i, used)
         outputs = [(i, new), *outputs[:1]]
@@ -225,7 +235,7 @@ def test_defect_takes_the_decisions_of_its_source(tol, max_skip, steps, seed):
     sampler = AdaptiveSampler(scheduler, steps, config)
     result = sampler(model, x, progress=False)
     called = result.refreshed
-    assert called[:3].all()
+    assert called[0].all()
     gaps = torch.diff(called[:, 0].nonzero()[:, 0])
     assert (gaps - 1 <= max_skip).all()
     for b in range(2):
@@ -237,9 +247,6 @@ def test_defect_takes_the_decisions_of_its_source(tol, max_skip, steps, seed):
         # Float32 rounds each of up to 50 steps by some 10 EPS of at most 3 sb times the outputs;
         # a repair at the end of a long run weighs them tenfold.
         assert (result.latents[b] - path[-1]).abs().max() <= 1e-4 * path[-1].abs().max()
-    if tol == 1e9 and steps > 3:
-        expected = [i < 3 or (i - 2) % (max_skip + 1) == 0 for i in range(steps)]
-        assert called[:, 0].tolist() == expected
 
 
 def test_the_defect_cases_do_skip_and_do_not():
@@ -251,6 +258,7 @@ def test_the_defect_cases_do_skip_and_do_not():
         counts.append(len(calls))
         runs = {b - a for a, b in itertools.pairwise(calls[2:])}
         assert len(runs) > 2, runs
+        assert (calls[1] > 1) == (tol > 1e-3)
     assert min(counts) < 20 and max(counts) > 20, counts
 
 
@@ -264,7 +272,7 @@ def test_defect_warms_up_as_long_as_asked():
 def test_the_length_of_a_run_is_known_at_its_refresh():
     """Whatever happens to the latents of the skipped steps, they end where they would have."""
     table = problems.table(STEPS, 2, seed=3)
-    state = problems.state(table, 3, 37, AdaptiveConfig(0.01, 6, "defect"), seed=3)
+    state = problems.state(table, 3, 37, AdaptiveConfig(0.005, 6, "defect"), seed=3)
     lengths = set()
     while bool((state.index < STEPS).any()):
         state.model_output.copy_(problems.outputs(state, int(state.index.sum())))

@@ -15,7 +15,7 @@ def noise_of_the_op(seeds, elements, step):
     """z of the op: a table that does nothing but add S z at `step`."""
     table = problems.table(step + 1, stochastic=True)
     state = State.begin(
-        table, torch.zeros(len(seeds), elements), problems.AdaptiveConfig(), seed=seeds
+        table, torch.zeros(len(seeds), elements), problems.AdaptiveConfig.paper(), seed=seeds
     )
     state.rows[:, :6] = 0
     state.rows[:, 6:] = 0

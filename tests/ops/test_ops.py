@@ -176,7 +176,7 @@ def test_refusals_name_the_argument(name, value, message):
             r"rule_table must have shape \(8, 4, 3, 5\), got \(8, 2, 3, 5\)",
         ),
         ("rule_table", lambda t: t.double(), "rule_table must be float32, got float64"),
-        ("warmup", 2, "warmup must be at least 3 for this criterion, got 2"),
+        ("warmup", 0, "warmup must be at least 1 for this criterion, got 0"),
     ],
 )
 def test_refusals_of_a_fill_name_the_argument(name, value, message):

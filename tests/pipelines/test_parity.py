@@ -78,7 +78,7 @@ def test_released_decides_as_its_authors_code(name, solver):
 def test_a_batch_decides_together():
     """When any sample asks, all take the new output; alone they would decide otherwise."""
     case = CASES["sdxl"]
-    pipe = ak.enable_adaptive(case.make(), ak.AdaptiveConfig.recommended())
+    pipe = ak.enable_adaptive(case.make(), ak.AdaptiveConfig(0.0016))
     prompts = ["a red ball", "zzz ~~~ ###", "blue"]
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     together = case.generate(pipe, steps=24, prompt=prompts, generator=generators)

@@ -75,7 +75,7 @@ NOISE = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     ("case", "config", "steps", "reason"),
     [
-        ("ddim", {}, 3, "3 steps were done, and the first 3 always call the network"),
+        ("ddim", {}, 3, "3 steps were done, and runs on the first outputs reach no"),
         ("ddim", {"threshold": 0.0}, 12, "threshold is 0, and no prediction"),
         (
             "ddim",
@@ -163,7 +163,27 @@ def test_the_rule_of_the_next_call_is_told_where_it_is_another():
     with ak.adaptive(pipe, ak.AdaptiveConfig(criterion="every(2)")):
         pipe(NOISE)
         assert "next call" not in ak.summary(pipe)
-    assert "next call  defect, threshold 0.0016" in ak.summary(pipe)
+    assert "next call  defect, threshold auto" in ak.summary(pipe)
+
+
+def test_auto_is_told_as_the_number_that_it_comes_to():
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()))
+    told(pipe, NOISE, 20)
+    table = ak.SolverTable.from_scheduler(CASE["ddim"].make(), 20)
+    expected = ak.AdaptiveConfig().resolved(table).threshold
+    report = ak.summary(pipe, as_dict=True)
+    assert report["last"]["samplings"][0]["rule"]["threshold"] == pytest.approx(expected)
+    assert report["config"]["threshold"] == "auto"
+    assert f"rule       defect, threshold {expected:.3g}, max_skip 4" in ak.summary(pipe)
+
+
+def test_other_steps_than_the_config_was_chosen_for_are_told():
+    config = ak.AdaptiveConfig.recommended(calls=12)
+    pipe = ak.enable_adaptive(loop_pipeline(CASE["ddim"].make()), config)
+    messages = told(pipe, NOISE, 40)
+    assert len(messages) == 1 and "num_inference_steps=100 and runs with 40" in messages[0]
+    assert "num_inference_steps=100 and runs with 40" in ak.summary(pipe)
+    assert not any("runs with" in message for message in told(pipe, NOISE, 100))
 
 
 def test_a_failed_call_is_not_told_that_it_skipped_nothing():

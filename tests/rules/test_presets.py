@@ -20,10 +20,12 @@ PLAN = ak.Plan(
 )
 CONFIGS = [
     ak.AdaptiveConfig(),
-    ak.AdaptiveConfig(threshold=math.inf),
-    ak.AdaptiveConfig(threshold=0.0, granularity="batch", warmup=5),
+    ak.AdaptiveConfig(threshold="auto", max_skip=6),
+    ak.AdaptiveConfig.recommended(calls=np.float64(20)),
+    ak.AdaptiveConfig.paper(threshold=math.inf),
+    ak.AdaptiveConfig.paper(threshold=0.0, granularity="batch", warmup=5),
     ak.AdaptiveConfig(threshold=1 / 3, criterion="released", max_skip=1),
-    ak.AdaptiveConfig(threshold=np.float32(0.1), max_skip=np.int64(7), warmup=np.int32(3)),
+    ak.AdaptiveConfig.paper(threshold=np.float32(0.1), max_skip=np.int64(7), warmup=np.int32(3)),
     ak.AdaptiveConfig(criterion="defect", repair=False),
     ak.AdaptiveConfig(criterion="third_order", fill="linear", repair=True),
     ak.AdaptiveConfig(criterion="every(3)"),

@@ -11,6 +11,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
 )
 
@@ -80,6 +81,32 @@ def test_never_skipping_is_the_schedulers_own_loop(make):
     assert bool(ours.refreshed.all())
 
 
+def test_a_config_that_was_chosen_for_some_steps_brings_them(recwarn):
+    config = ak.AdaptiveConfig.recommended(calls=12)
+    sampler = ak.AdaptiveSampler(ddim(), config=config)
+    assert sampler.table.num_steps == config.num_inference_steps == 100
+    assert ak.AdaptiveSampler(ddim(), config=config, strength=0.5).table.num_steps == 50
+    assert ak.AdaptiveSampler(ddim(), 100, config).table.num_steps == 100
+    assert not recwarn.list
+    few = ak.SolverTable.from_scheduler(ddim(), 20)
+    for given in ((ddim(), 20), (few, None)):
+        with pytest.warns(RuntimeWarning, match="chosen for 100 steps and runs with 20"):
+            assert ak.AdaptiveSampler(*given, config).table.num_steps == 20
+    result = sampler(toy, noise(), progress=False)
+    assert (result.nfe < 25).all()
+
+
+def test_the_default_is_the_recommended_rule_and_says_what_else_there_is():
+    assert ak.AdaptiveSampler(ddim(), 20).config == ak.AdaptiveConfig.recommended()
+    state = ak.AdaptiveSampler(ddim(), 20).begin(toy, noise())
+    table = ak.SolverTable.from_scheduler(ddim(), 20)
+    expected = ak.AdaptiveConfig().resolved(table).threshold
+    assert state.threshold.tolist() == pytest.approx([expected] * 3)
+    with pytest.raises(ValueError, match=r"noise levels are not known.*AdaptiveConfig.paper\(\)"):
+        ak.AdaptiveSampler(IPNDMScheduler(), 10)
+    assert ak.AdaptiveSampler(IPNDMScheduler(), 10, ak.AdaptiveConfig.paper())
+
+
 def test_threshold_zero_is_the_full_run_bit_for_bit():
     full = sample()
     for criterion in ("third_order", "released"):
@@ -89,7 +116,7 @@ def test_threshold_zero_is_the_full_run_bit_for_bit():
 
 
 def test_a_sample_is_the_same_alone_and_in_any_batch():
-    config = ak.AdaptiveConfig(0.3)
+    config = ak.AdaptiveConfig.paper(threshold=0.3)
     x = noise(6) * torch.tensor([0.2, 0.5, 1.0, 1.0, 2.0, 4.0]).view(-1, 1, 1, 1)
     together = sample(config=config, x=x, steps=40)
     assert len(set(together.nfe.tolist())) > 1, "samples must differ for this test to say anything"
@@ -107,12 +134,14 @@ def test_skipping_calls_the_network_on_unfinished_rows_only():
         return toy(model_input, timestep)
 
     x = noise(6) * torch.tensor([0.2, 0.5, 1.0, 1.0, 2.0, 4.0]).view(-1, 1, 1, 1)
-    result = sample(config=ak.AdaptiveConfig(0.3), x=x, steps=40, model=counting)
+    result = sample(config=ak.AdaptiveConfig.paper(threshold=0.3), x=x, steps=40, model=counting)
     assert sum(seen) == int(result.nfe.sum()) < 6 * 40
     assert len(seen) == int(result.nfe.max())
     assert torch.equal(result.nfe, result.refreshed.sum(0).int())
     seen.clear()
-    every_row = sample(config=ak.AdaptiveConfig(0.3), x=x, steps=40, model=counting, gather=False)
+    every_row = sample(
+        config=ak.AdaptiveConfig.paper(threshold=0.3), x=x, steps=40, model=counting, gather=False
+    )
     assert set(seen) == {6}
     assert torch.equal(every_row.latents, result.latents)
 
@@ -137,7 +166,9 @@ def test_guidance_stacks_unconditional_rows_first():
     other_way = sampler(toy, noise(), unconditional, conditional, progress=False)
     assert not torch.allclose(result.latents, other_way.latents, rtol=0, atol=1e-2)
     # Gathered rows keep their conditioning: alone and together agree.
-    adaptive = ak.AdaptiveSampler(ddim(), 30, ak.AdaptiveConfig(0.3), guidance_scale=2.0)
+    adaptive = ak.AdaptiveSampler(
+        ddim(), 30, ak.AdaptiveConfig.paper(threshold=0.3), guidance_scale=2.0
+    )
     x = noise() * torch.tensor([0.2, 1.0, 4.0]).view(-1, 1, 1, 1)
     together = adaptive(toy, x, conditional, unconditional, progress=False)
     assert len(set(together.nfe.tolist())) > 1
@@ -183,19 +214,19 @@ def test_guidance_halves_that_cannot_be_stacked_are_refused(unconditional, messa
 
 def test_default_dtype_and_device_do_not_matter():
     x = noise()
-    expected = sample(config=ak.AdaptiveConfig(0.3), x=x)
+    expected = sample(config=ak.AdaptiveConfig.paper(threshold=0.3), x=x)
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
-        wide = sample(config=ak.AdaptiveConfig(0.3), x=x)
+        wide = sample(config=ak.AdaptiveConfig.paper(threshold=0.3), x=x)
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(wide.latents, expected.latents)
     scheduler = ddim()
     with torch.device("meta"):
-        moved = ak.AdaptiveSampler(scheduler, 20, ak.AdaptiveConfig(0.3), guidance_scale=1.0)(
-            toy, x, progress=False
-        )
+        moved = ak.AdaptiveSampler(
+            scheduler, 20, ak.AdaptiveConfig.paper(threshold=0.3), guidance_scale=1.0
+        )(toy, x, progress=False)
     assert torch.equal(moved.latents, expected.latents)
 
 
@@ -226,16 +257,20 @@ def test_conditioning_is_a_pytree_and_other_leaves_pass_through():
         return (toy(model_input, timestep, added["inner"][0]),)
 
     conditioning = {"added": {"inner": [torch.arange(3.0)]}, "flag": "as it is"}
-    result = sample(config=ak.AdaptiveConfig(0.3), model=model, conditioning=conditioning)
+    result = sample(
+        config=ak.AdaptiveConfig.paper(threshold=0.3), model=model, conditioning=conditioning
+    )
     direct = sample(
-        config=ak.AdaptiveConfig(0.3), model=toy, conditioning={"shift": torch.arange(3.0)}
+        config=ak.AdaptiveConfig.paper(threshold=0.3),
+        model=toy,
+        conditioning={"shift": torch.arange(3.0)},
     )
     assert torch.equal(result.latents, direct.latents)
 
 
 def test_stochastic_noise_follows_the_seed_not_the_batch():
     scheduler = EulerAncestralDiscreteScheduler()
-    config = ak.AdaptiveConfig(0.5)
+    config = ak.AdaptiveConfig.paper(threshold=0.5)
     together = sample(scheduler, config, seed=[7, 8, 9])
     again = sample(scheduler, config, seed=7)
     assert torch.equal(together.latents, again.latents)
@@ -286,7 +321,7 @@ def test_the_network_runs_in_its_own_dtype_and_latents_stay_float32(dtype):
             assert model_input.dtype == dtype
             return torch.tanh(model_input * self.gain)
 
-    result = sample(model=Network(), config=ak.AdaptiveConfig(0.4))
+    result = sample(model=Network(), config=ak.AdaptiveConfig.paper(threshold=0.4))
     assert result.latents.dtype == torch.float32
     forced = ak.AdaptiveSampler(ddim(), 5, NEVER, dtype=dtype)
     forced(lambda x, t: x if x.dtype == dtype else pytest.fail("dtype"), noise(), progress=False)
@@ -298,7 +333,7 @@ def test_callback_sees_every_tick_and_the_bar_can_be_off(capfd):
     def callback(info):
         infos.append((info.tick, info.index.tolist(), info.nfe.tolist(), info.latents().shape))
 
-    result = sample(config=ak.AdaptiveConfig(0.3), callback=callback)
+    result = sample(config=ak.AdaptiveConfig.paper(threshold=0.3), callback=callback)
     assert [info[0] for info in infos] == list(range(1, int(result.nfe.max()) + 1))
     assert infos[-1][1] == [20] * 3
     assert infos[-1][2] == result.nfe.tolist()
@@ -328,13 +363,13 @@ def test_the_scheduler_is_left_as_it_was_and_a_table_serves_in_its_place():
 
 def test_nan_and_inf_are_reported_and_stay_in_their_sample():
     x = noise()
-    clean = sample(config=ak.AdaptiveConfig(5.0), x=x)
+    clean = sample(config=ak.AdaptiveConfig.paper(threshold=5.0), x=x)
     assert not bool(clean.nonfinite.any())
     for bad in (torch.nan, torch.inf):
         sick = x.clone()
         sick[1, 0, 0, 0] = bad
         with pytest.warns(RuntimeWarning, match=r"samples \[1\] hold NaN or Inf"):
-            result = sample(config=ak.AdaptiveConfig(5.0), x=sick)
+            result = sample(config=ak.AdaptiveConfig.paper(threshold=5.0), x=sick)
         assert result.nonfinite.tolist() == [False, True, False]
         assert result.nfe[1] == 20 > clean.nfe[1]
         assert torch.equal(result.latents[[0, 2]], clean.latents[[0, 2]])
@@ -348,7 +383,7 @@ def test_zero_samples_give_an_empty_result():
 
 
 def test_a_model_that_fails_leaves_nothing_behind():
-    sampler = ak.AdaptiveSampler(ddim(), 20, ak.AdaptiveConfig(0.3))
+    sampler = ak.AdaptiveSampler(ddim(), 20, ak.AdaptiveConfig.paper(threshold=0.3))
     good = sampler(toy, noise(), progress=False)
     calls = []
 
@@ -366,7 +401,7 @@ def test_a_model_that_fails_leaves_nothing_behind():
 
 
 def test_two_threads_do_not_disturb_each_other():
-    shared = ak.AdaptiveSampler(ddim(), 30, ak.AdaptiveConfig(0.3))
+    shared = ak.AdaptiveSampler(ddim(), 30, ak.AdaptiveConfig.paper(threshold=0.3))
     expected = [shared(toy, noise(seed=s), progress=False) for s in range(2)]
     found = {}
 

@@ -9,7 +9,7 @@ from tests.support.schedulers import CASES, loop, prepare
 
 STEPS = 20
 CONFIGS = [
-    ak.AdaptiveConfig(0.5, 3),
+    ak.AdaptiveConfig.paper(threshold=0.5, max_skip=3),
     ak.AdaptiveConfig(0.3, 3, "released"),
     ak.AdaptiveConfig(criterion="every(3)"),
 ]

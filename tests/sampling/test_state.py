@@ -145,7 +145,7 @@ def test_a_slot_is_a_number(slot, error, message):
 
 
 def test_samples_that_decide_together_take_no_other_in():
-    config = ak.AdaptiveConfig(0.1, granularity="batch")
+    config = ak.AdaptiveConfig.paper(threshold=0.1, granularity="batch")
     one = ak.AdaptiveSampler(problems.ddim(STEPS), config=config)
     state = one.begin(Network(), noise())
     with pytest.raises(ValueError, match="granularity 'sample' alone"):
@@ -155,10 +155,13 @@ def test_samples_that_decide_together_take_no_other_in():
 
 
 def test_tables_of_another_config_are_refused():
-    table, config = problems.ddim(STEPS), ak.AdaptiveConfig(0.1)
+    table, config = problems.ddim(STEPS), ak.AdaptiveConfig.paper(threshold=0.1)
     tables = fill_tables(table, config)
-    ak.State.begin(table, noise(), ak.AdaptiveConfig(0.3), tables=tables)
-    for other in (ak.AdaptiveConfig(0.1, 2), ak.AdaptiveConfig(criterion="never")):
+    ak.State.begin(table, noise(), ak.AdaptiveConfig.paper(threshold=0.3), tables=tables)
+    for other in (
+        ak.AdaptiveConfig.paper(threshold=0.1, max_skip=2),
+        ak.AdaptiveConfig(criterion="never"),
+    ):
         with pytest.raises(ValueError, match="tables must be fill_tables"):
             ak.State.begin(table, noise(), other, tables=tables)
 

@@ -127,7 +127,7 @@ def test_latents_begin_as_the_scheduler_noises_them(case):
 
 def test_latents_are_refused_where_their_level_is_not_known():
     """IPNDM: no add_noise(), and its first step loses what its levels say."""
-    sampler = AdaptiveSampler(diffusers.IPNDMScheduler(), 10)
+    sampler = AdaptiveSampler(diffusers.IPNDMScheduler(), 10, AdaptiveConfig.paper())
     image = torch.randn(1, 4)
     with pytest.raises(ValueError, match=r"latents must be None for .*how much noise they need"):
         sampler(lambda x, t: x, torch.randn(1, 4), latents=image, progress=False)

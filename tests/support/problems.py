@@ -104,7 +104,7 @@ def state(
     g = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(batch, elements, generator=g)
     scale = torch.rand(batch, generator=g) * 4 if guided else None
-    config = config or AdaptiveConfig()
+    config = config or AdaptiveConfig.paper()
     begun = State.begin(table, x, config, guidance_scale=scale, dtype=dtype, **options)
     # Whatever an op must not read is NaN.
     begun.latents[1:] = torch.nan

@@ -77,19 +77,19 @@ def not_below_zero(value):
 @triton.jit
 def measure(m, w, square, most):
     """After a defect of mean square `square`; `most`: the largest s2."""
-    both = noise_of_fill(m, w) + w.noise
+    both, spread, first = noise_of_fill(m, w) + w.noise, tl.abs(w.spread), m.variance == 0
     found = GROWS * square / both
     found = tl.where(found < most, found, most)
-    variance = tl.where(m.variance == 0, found, m.variance)
+    variance = tl.where(first, found, m.variance)
     noise = variance * both
-    least = not_below_zero(square - (1.0 + DOUBT) * noise) * w.spread * w.spread
-    largest = not_below_zero(square - (1.0 - DOUBT) * noise) * w.spread * w.spread
-    stands = STANDS * m.rate * m.rate
+    least = not_below_zero(square - (1.0 + DOUBT) * noise) * spread * spread
+    largest = not_below_zero(square - (1.0 - DOUBT) * noise) * spread * spread
+    stands = tl.where(first, float("inf"), STANDS * m.rate * m.rate)
     stands = tl.where(finite(stands) & (stands < largest), stands, largest)
     rate = tl.sqrt(tl.where(stands < least, least, stands))
-    usable = (most > 0) & finite(square) & finite(w.spread)
+    usable = (most > 0) & (w.spread >= 0) & finite(square) & finite(spread)
     return Measures(
-        tl.where(usable, rate, tl.sqrt(square) * w.spread),
+        tl.where(usable, rate, tl.sqrt(square) * spread),
         tl.where(usable, variance, m.variance),
         m.noise_0,
         m.noise_1,

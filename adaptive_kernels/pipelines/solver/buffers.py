@@ -38,7 +38,7 @@ class Buffers:
         self.state = State.begin(table, flat, config, noise=noise, tables=tables)
         if "defect" in config.kind.sums:
             self.state.output_noise.fill_(output_noise)
-        self.decision = Decision(self.state, tables, config.resolved().threshold)
+        self.decision = Decision(self.state, tables, config.resolved(table).threshold)
         self.row, self.shape = 0, sample.shape
         self._flat = flat.shape
         # As the pipeline sees them: nothing is reshaped from step to step.

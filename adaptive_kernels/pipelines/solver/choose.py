@@ -63,6 +63,7 @@ class Choice:
             self.notes.append("gradients are asked for: every step calls the network")
         if self.table is not None:
             tables = self._fills(self.table)
+            self.config = self.config.resolved(self.table)
             buffers = Buffers(
                 self.table, self.config, tables, given["sample"], samples, output_noise
             )
@@ -70,6 +71,7 @@ class Choice:
             if not returns.scales:
                 self.scales = self.table.input_scale.tolist()
             self._little_to_gain()
+            self._other_steps()
             return
         begin, stages = self.begin or 0, int(getattr(scheduler, "order", 1))
         rows = max(1, len(scheduler.timesteps) - begin)
@@ -163,6 +165,14 @@ class Choice:
                 known.clear()
             known[self.config] = fill_tables(table, self.config)
         return known[self.config]
+
+    def _other_steps(self) -> None:
+        asked = getattr(self.scheduler, "num_inference_steps", None)
+        chosen_for = self.config.num_inference_steps
+        if None not in (asked, chosen_for) and asked != chosen_for:
+            self.notes.append(
+                f"the config was chosen for num_inference_steps={chosen_for} and runs with {asked}"
+            )
 
     def _little_to_gain(self) -> None:
         if self.config.criterion in ("never", "plan") or self.config.criterion[:5] == "every":

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
-from adaptive_kernels.rules.criteria import CRITERIA
 
 from ..method import Method, Outcome, Run
 from ..problem import NOISE_SEED, Batch, Problem
@@ -65,7 +64,8 @@ def _steps(problem: Problem, budget: float) -> list[int]:
 
 
 def _default(criterion: str) -> Callable[[Problem, float], list[float]]:
-    return lambda problem, budget: [CRITERIA[criterion].threshold]
+    config = AdaptiveConfig(criterion=criterion)
+    return lambda problem, budget: [config.resolved(problem.table()).threshold]
 
 
 def _measured(tolerance: float) -> Run:
@@ -94,7 +94,11 @@ METHODS = [
     tuned("released", 1e-4, 1, criterion="released"),
     tuned("released+linear", 1e-4, 1, criterion="released", fill="linear"),
     tuned("defect", 1e-5, 0.3, criterion="defect"),
-    # One tolerance for every solver and number of steps.
+    # For few of many steps: with max_skip 4 every fifth is the least.
+    tuned("defect, max_skip 15", 1e-5, 0.3, criterion="defect", max_skip=15),
+    # One decision for all samples of a seed, as published implementations take it.
+    tuned("defect, batch", 1e-5, 0.3, criterion="defect", granularity="batch"),
+    # The tolerance that a solver and a number of steps ask for.
     Method(
         "defect, default",
         lambda tol: sampled(AdaptiveConfig(tol, criterion="defect")),
@@ -103,7 +107,7 @@ METHODS = [
     Method("defect, noise measured", _measured, settings=_default("defect")),
     Method(
         "third_order, default",
-        lambda t: sampled(AdaptiveConfig(t)),
+        lambda t: sampled(AdaptiveConfig.paper(threshold=t)),
         settings=_default("third_order"),
     ),
     Method(

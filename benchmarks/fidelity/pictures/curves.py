@@ -1,21 +1,14 @@
-"""The pictures of a comparison: quality against calls, calls per sample, decisions, an ablation."""
+"""Quality against network calls: distance to the full run, and to the limit."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from adaptive_kernels.demo.pictures import samples_picture
 from adaptive_kernels.pictures import DPI
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .sheet import sheet
 
 # The lines a reader looks for; the others stay in the background.
 STRONG = {
@@ -29,6 +22,9 @@ STRONG = {
 MUTED = ("#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#c7c7c7", "#9edae5")
 MARKERS = "os^Dv"
 PANEL = (380, 300)
+# Of the picture of the limit: rows of the plain solver, and of the rule, the better one first.
+PLAIN = ("full", "fewer_steps")
+SKIPPING = ("defect, max_skip 15", "defect")
 
 
 def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
@@ -59,7 +55,7 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
     columns = len(counts) if len(counts) > 1 else min(2, len(cells))
     width = left + columns * (PANEL[0] + gap) + legend
     height = max(top + -(-len(cells) // columns) * (PANEL[1] + gap), 60 + 20 * (len(styles) + 2))
-    figure = _figure(width, height)
+    figure = sheet(width, height)
     lines = {}
     for i, (solver, steps) in enumerate(cells):
         row, column = divmod(i, columns)
@@ -101,101 +97,66 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
     figure.savefig(path, dpi=DPI, format="png")
 
 
-def _solver(row: dict) -> str:
-    return row["solver"] if row["dtype"] == "float32" else f"{row['solver']} {row['dtype']}"
+def limit_picture(path: str | PathLike, table: Sequence[dict]) -> None:
+    """Draw PSNR to the limit against network calls, a panel per solver, two in a row.
 
-
-def nfe_picture(
-    path: str | PathLike,
-    nfe: Tensor,  # [B] real
-    labels: Tensor,  # [B] int64
-    group_names: Sequence[str],
-    title: str = "",
-) -> None:
-    """Draw how many samples made how many network calls, and below it the samples of each group.
-
-    A dot is a sample, the bar a group's mean.
+    Lines: the plain solver with as many steps as calls, and `defect` on each of the two largest
+    numbers of steps, with max_skip 15 where that was run. Dotted: the full run of each number.
 
     Args:
         path: the PNG file to write.
-        nfe: [B] network calls of each sample.
-        labels: [B] int64 group of each sample.
-        group_names: name of each group.
-        title: one line at the top.
+        table: as `table.rows` gives it.
 
     Raises:
-        ValueError: there is no sample, or nfe and labels differ in shape.
-
-    Source: figures 1 and 8 of AdaptiveDiffusion (arXiv 2410.09873).
+        ValueError: no row has a distance to the limit.
     """
-    if nfe.dim() != 1 or nfe.shape != labels.shape or not len(nfe):
-        raise ValueError(
-            f"nfe and labels must be [B], B > 0, got {tuple(nfe.shape)} and {tuple(labels.shape)}"
+    table = [row for row in table if row["limit_db"] is not None]
+    if not table:
+        raise ValueError("table must have a row with a limit_db, got none")
+    solvers = list(dict.fromkeys(map(_solver, table)))
+    columns, left, top, gap = min(2, len(solvers)), 60, 34, 66
+    width = left + columns * (PANEL[0] + gap)
+    height = top + -(-len(solvers) // columns) * (PANEL[1] + gap)
+    figure = sheet(width, height)
+    for i, solver in enumerate(solvers):
+        row, column = divmod(i, columns)
+        x, y = left + column * (PANEL[0] + gap), top + row * (PANEL[1] + gap)
+        axes = figure.add_axes(
+            (x / width, 1 - (y + PANEL[1]) / height, PANEL[0] / width, PANEL[1] / height)
         )
-    nfe = nfe.double()
-    groups = labels.unique().tolist()
-    width, left, top, bars, row = 720, 130, 40, 220, 26
-    height = top + bars + 16 + row * len(groups) + 48
-    figure = _figure(width, height)
-    figure.text(12 / width, 1 - 24 / height, title, size=11, weight="bold")
-    low, high = math.floor(nfe.min()) - 1, math.ceil(nfe.max()) + 1
-    inner = (width - left - 20) / width
-
-    def panel(y: int, size: int):
-        box = (left / width, 1 - (y + size) / height, inner, size / height)
-        axes = figure.add_axes(box, xlim=(low, high))
+        here = [r for r in table if _solver(r) == solver]
+        most = sorted({r["steps"] for r in here})[-2:]
+        lines = {"plain, as many steps as calls": [r for r in here if r["method"] in PLAIN]}
+        for steps in most:
+            of = {name: [] for name in SKIPPING}
+            for r in here:
+                if r["steps"] == steps and r["method"] in of:
+                    of[r["method"]].append(r)
+            lines[f"skipping on {steps} steps"] = next((v for v in of.values() if v), [])
+        colours = ("tab:orange", "tab:red", "black")
+        for (name, rows), colour in zip(lines.items(), colours, strict=False):
+            points = sorted({(r["nfe_mean"], r["limit_db"]) for r in rows})
+            if points:
+                axes.plot(*zip(*points, strict=True), ".-", color=colour, label=name)
+        for steps in most:
+            full = [r["limit_db"] for r in here if r["method"] == "full" and r["steps"] == steps]
+            for db in full[:1]:
+                axes.axhline(db, color="0.5", linestyle=":", linewidth=1)
+                where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+                axes.text(0.99, db, f"all {steps} calls", size=8, color="0.4", **where)
+        axes.set_title(solver, size=10, weight="bold", loc="left")
+        axes.grid(color="0.92", linewidth=0.8)
         axes.tick_params(labelsize=8)
-        axes.axvline(float(nfe.mean()), color="tab:red", linewidth=1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        return axes
-
-    axes = panel(top, bars)
-    edges = [n - 0.5 for n in range(low, high + 2)]
-    axes.hist(nfe.numpy(), bins=edges, color="0.6", edgecolor="white")
-    axes.tick_params(labelbottom=False)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set(ylabel="samples")
-    axes.text(float(nfe.mean()), axes.get_ylim()[1], f"  mean {nfe.mean():.1f}", va="top", size=8)
-
-    axes = panel(top + bars + 16, row * len(groups))
-    for y, group in enumerate(groups):
-        calls = nfe[labels == group]
-        # Equal values beside each other, so that every sample is seen.
-        offset = torch.zeros_like(calls)
-        for value in calls.unique():
-            same = (calls - value).abs() < 0.25
-            offset[same] = torch.linspace(-0.3, 0.3, int(same.sum()) + 2, dtype=torch.float64)[1:-1]
-        axes.scatter(calls.numpy(), (y + offset).numpy(), s=9, color="0.45", linewidths=0)
-        axes.plot([float(calls.mean())] * 2, [y - 0.4, y + 0.4], color="black", linewidth=2)
-    axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel="network calls of a sample (NFE)")
-    axes.set_yticks(range(len(groups)), [_short(group_names[g]) for g in groups])
+        axes.set_xlim(5, max(most) * 0.55)
+        label = "PSNR to the limit, dB" if column == 0 else ""
+        axes.set(xlabel="mean network calls (NFE)", ylabel=label)
+        axes.legend(fontsize=8, loc="lower right", frameon=False)
     figure.savefig(path, dpi=DPI, format="png")
 
 
-def ablation_picture(
-    path: str | PathLike,
-    full: Tensor,  # [B, C, H, W]
-    others: dict[str, tuple[Tensor, float]],  # name -> [B, C, H, W], mean PSNR in dB
-    labels: Tensor,  # [B] int64
-    group_names: Sequence[str],
-) -> None:
-    """Draw samples of other methods below the full run's, one of each group, with their PSNR.
-
-    Args:
-        path: the PNG file to write.
-        full: [B, C, H, W] images in [-1, 1].
-        others: name -> (images of the same shape, mean PSNR in dB).
-        labels: [B] int64 group of each sample.
-        group_names: name of each group.
-
-    Raises:
-        ValueError: the shapes do not fit together.
-
-    Source: figure 3 of AdaptiveDiffusion (arXiv 2410.09873).
-    """
-    rows = {"full": full}
-    rows |= {f"{name}\n{db:.1f} dB": images for name, (images, db) in others.items()}
-    samples_picture(path, rows, labels, [_short(n) for n in group_names], per_class=1)
+def _solver(row: dict) -> str:
+    return row["solver"] if row["dtype"] == "float32" else f"{row['solver']} {row['dtype']}"
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict]:
@@ -209,16 +170,3 @@ def _styles(names: Sequence[str]) -> dict[str, dict]:
             style |= {"linewidth": 1.2, "markersize": 4, "zorder": 2}
         styles[name] = style
     return styles
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
-
-
-def _figure(width: int, height: int) -> Figure:  # in pixels
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
