@@ -113,14 +113,15 @@ FIELDS = (
     Field(
         *("weights", ("T", "G", "G", WEIGHTS), FLOAT, TABLE),
         "f, r, spread and the noise of an output, by step and by the distances between step, last "
-        "refresh and the one before; with `outputs`.",
+        "refresh and the one before; with `outputs`. A spread below zero: of one output alone.",
         optional=True,
     ),
     Field(
         *("rule_table", ("T", "G", "Q", PREDICTORS), FLOAT, TABLE),
         "what the criterion looks up: under `defect` the predicted error per unit of the rate and "
         "the terms of the noise beside it, by refresh, distance to the one before and length of "
-        "the run; under `plan`, first, 1 where the network is called, else 0.",
+        "the run, NaN where none is predicted and the network is called; under `plan`, first, 1 "
+        "where the network is called, else 0.",
         optional=True,
     ),
     Field(*("seed", ("B",), (torch.int64,), INPUT), "the noise stream of each sample."),

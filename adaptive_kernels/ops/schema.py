@@ -12,7 +12,7 @@ last three of those before the step, newest first, and with the step's weights (
 
     skipped step    h_i = ps_i x_i + qs_i (f_0 E_0 + f_1 E_1 + f_2 E_2)
     refresh         h_i = p_i x_i + q_i m_i + qs_i (r_0 e + r_1 E_0 + r_2 E_1)
-    defect          rms(e - f_0 E_0 - f_1 E_1 - f_2 E_2) * spread, at a refresh
+    defect          rms(e - f_0 E_0 - f_1 E_1 - f_2 E_2) * |spread|, at a refresh
 
 A sample with run = 0 waits for the network; with `fresh` its model output has just been written
 and is taken. What each tensor is, with shape and dtype, is the table of `ops.fields`

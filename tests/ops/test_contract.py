@@ -4,6 +4,7 @@ The reference is the definition of correct, C++ the one whose bits the kernels h
 one implementation alone is in the tests named after it.
 """
 
+import dataclasses
 import re
 
 import pytest
@@ -233,7 +234,7 @@ def test_nothing_outside_the_buffers_is_touched(implementation):
 @of_each()
 @pytest.mark.parametrize("criterion", ["third_order", "released", "defect"])
 def test_nan_in_one_sample_refreshes_it_and_leaves_the_others(implementation, criterion):
-    config = AdaptiveConfig(1e9, 3, criterion)
+    config = AdaptiveConfig(1e9, 3, criterion, warmup=4)
     assert_nan_stays_in_its_sample(implementation.begun(problems.table(12), 3, 64, config))
 
 
@@ -241,7 +242,7 @@ def test_nan_in_one_sample_refreshes_it_and_leaves_the_others(implementation, cr
 @pytest.mark.parametrize("rule", ["defect", "third_order linear repair"])
 def test_an_output_that_a_fill_does_not_use_may_be_anything(implementation, rule):
     for history in (1, 2):
-        table = problems.table(12, history)
+        table = problems.table(24, history)
         clean = implementation.begun(table, 2, 300, problems.config(rule, table, 1e9))
         for _ in sampled([clean]):
             if int(clean.nfe.min()) == 4:
@@ -289,7 +290,8 @@ def test_a_tie_of_two_zeros(implementation, rule, skips):
     and third_order, which skips below its limit, refreshes, where the others skip up to theirs.
     """
     table = problems.table(8)
-    begun = problems.state(table, 2, 20, problems.config(rule, table))
+    config = dataclasses.replace(problems.config(rule, table), warmup=4)
+    begun = problems.state(table, 2, 20, config)
     begun.rows.zero_()
     begun.rows[:, 2] = 1
     begun.threshold.zero_()
@@ -448,7 +450,7 @@ def test_a_wrong_tensor_is_refused_in_the_words_of_the_cpu(implementation, name)
 @pytest.mark.parametrize(
     "changes",
     [
-        *[{"criterion": 6}, {"criterion": -1}, {"max_skip": -1}, {"warmup": 2}],
+        *[{"criterion": 6}, {"criterion": -1}, {"max_skip": -1}, {"warmup": 0}],
         *[{"stages": 0}, {"stages": 2}, {"outputs": None}, {"weights": None}],
         *[{"rule_table": None}, {"criterion": 2, "outputs": None, "weights": None}],
     ],

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from adaptive_kernels import AdaptiveConfig, AdaptiveSampler
+from adaptive_kernels.rules.laws import LEAST_CALLS, MOST_CALLS
 
 from ..method import Method, Outcome, Run
 from ..problem import NOISE_SEED, Batch, Problem
@@ -63,6 +64,15 @@ def _steps(problem: Problem, budget: float) -> list[int]:
     return [steps] if steps < problem.steps else []
 
 
+def _recommended(calls: float) -> Run:
+    config = AdaptiveConfig.recommended(calls=calls)
+    return sampled(config, config.num_inference_steps)
+
+
+def _calls(problem: Problem, budget: float) -> list[float]:
+    return [budget] if LEAST_CALLS <= budget <= MOST_CALLS else []
+
+
 def _default(criterion: str) -> Callable[[Problem, float], list[float]]:
     config = AdaptiveConfig(criterion=criterion)
     return lambda problem, budget: [config.resolved(problem.table()).threshold]
@@ -94,8 +104,8 @@ METHODS = [
     tuned("released", 1e-4, 1, criterion="released"),
     tuned("released+linear", 1e-4, 1, criterion="released", fill="linear"),
     tuned("defect", 1e-5, 0.3, criterion="defect"),
-    # For few of many steps: with max_skip 4 every fifth is the least.
-    tuned("defect, max_skip 15", 1e-5, 0.3, criterion="defect", max_skip=15),
+    # More steps than the problem's own, with as many calls as the budget.
+    Method("recommended", _recommended, settings=_calls),
     # One decision for all samples of a seed, as published implementations take it.
     tuned("defect, batch", 1e-5, 0.3, criterion="defect", granularity="batch"),
     # The tolerance that a solver and a number of steps ask for.

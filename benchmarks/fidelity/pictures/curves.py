@@ -22,9 +22,9 @@ STRONG = {
 MUTED = ("#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#c7c7c7", "#9edae5")
 MARKERS = "os^Dv"
 PANEL = (380, 300)
-# Of the picture of the limit: rows of the plain solver, and of the rule, the better one first.
+# Of the picture of the limit: rows of the plain solver, and of the rule.
 PLAIN = ("full", "fewer_steps")
-SKIPPING = ("defect, max_skip 15", "defect")
+SKIPPING = ("defect", "defect, default")
 
 
 def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
@@ -100,8 +100,8 @@ def psnr_picture(path: str | PathLike, table: Sequence[dict]) -> None:
 def limit_picture(path: str | PathLike, table: Sequence[dict]) -> None:
     """Draw PSNR to the limit against network calls, a panel per solver, two in a row.
 
-    Lines: the plain solver with as many steps as calls, and `defect` on each of the two largest
-    numbers of steps, with max_skip 15 where that was run. Dotted: the full run of each number.
+    Lines: the plain solver with as many steps as calls, `defect` on the largest number of steps,
+    and `AdaptiveConfig.recommended(calls=)`. Dotted: the full run of that number of steps.
 
     Args:
         path: the PNG file to write.
@@ -125,30 +125,28 @@ def limit_picture(path: str | PathLike, table: Sequence[dict]) -> None:
             (x / width, 1 - (y + PANEL[1]) / height, PANEL[0] / width, PANEL[1] / height)
         )
         here = [r for r in table if _solver(r) == solver]
-        most = sorted({r["steps"] for r in here})[-2:]
-        lines = {"plain, as many steps as calls": [r for r in here if r["method"] in PLAIN]}
-        for steps in most:
-            of = {name: [] for name in SKIPPING}
-            for r in here:
-                if r["steps"] == steps and r["method"] in of:
-                    of[r["method"]].append(r)
-            lines[f"skipping on {steps} steps"] = next((v for v in of.values() if v), [])
+        steps = max(r["steps"] for r in here)
+        lines = {
+            "plain, as many steps as calls": [r for r in here if r["method"] in PLAIN],
+            f"skipping on {steps} steps": [
+                r for r in here if r["method"] in SKIPPING and r["steps"] == steps
+            ],
+            "skipping on 100 to 250 steps": [r for r in here if r["method"] == "recommended"],
+        }
         colours = ("tab:orange", "tab:red", "black")
         for (name, rows), colour in zip(lines.items(), colours, strict=False):
             points = sorted({(r["nfe_mean"], r["limit_db"]) for r in rows})
             if points:
                 axes.plot(*zip(*points, strict=True), ".-", color=colour, label=name)
-        for steps in most:
-            full = [r["limit_db"] for r in here if r["method"] == "full" and r["steps"] == steps]
-            for db in full[:1]:
-                axes.axhline(db, color="0.5", linestyle=":", linewidth=1)
-                where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-                axes.text(0.99, db, f"all {steps} calls", size=8, color="0.4", **where)
+        for db in [r["limit_db"] for r in here if (r["method"], r["steps"]) == ("full", steps)][:1]:
+            axes.axhline(db, color="0.5", linestyle=":", linewidth=1)
+            where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.99, db, f"all {steps} calls", size=8, color="0.4", **where)
         axes.set_title(solver, size=10, weight="bold", loc="left")
         axes.grid(color="0.92", linewidth=0.8)
         axes.tick_params(labelsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlim(5, max(most) * 0.55)
+        axes.set_xlim(8, steps + 2)
         label = "PSNR to the limit, dB" if column == 0 else ""
         axes.set(xlabel="mean network calls (NFE)", ylabel=label)
         axes.legend(fontsize=8, loc="lower right", frameon=False)
