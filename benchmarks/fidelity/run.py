@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -57,6 +58,14 @@ class Entry(NamedTuple):
 def budget_calls(budget: float, steps: int) -> float:
     """Mean network calls of a budget: a share of the steps, or above 1 the calls themselves."""
     return budget * steps if budget <= 1 else min(budget, steps)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 class Laboratory:
@@ -138,8 +147,9 @@ class Laboratory:
             if bar is not None:
                 bar.set_description(f"{problem.limit_name}, seed {seed}")
             batch = problem.batch(seed)
-            parts = [(w, ours.sampled(ours.NEVER)(part, batch)) for w, part in problem.limit]
-            images = problem.decode(sum(w * outcome.latents.cpu() for w, outcome in parts))
+            with _named(f"the limit, {problem.limit_name}, failed at seed {seed}"):
+                parts = [(w, ours.sampled(ours.NEVER)(part, batch)) for w, part in problem.limit]
+                images = problem.decode(sum(w * outcome.latents.cpu() for w, outcome in parts))
             self.records.save(*key, arrays={"images": images.float().clamp(-1, 1)})
         return self.records.load(*key, only=["images"])["images"]
 
@@ -221,17 +231,16 @@ class Laboratory:
             # The first calls prepare the network's kernels; that is no method's time.
             ours.sampled(ours.NEVER, 2)(problem, batch)
             self._warm = True
-        try:
-            with warnings.catch_warnings():
-                # Counted in the table instead.
-                warnings.filterwarnings("ignore", "the latents of samples", RuntimeWarning)
-                start = time.perf_counter()
-                outcome = method.make(setting)(problem, batch)
-                latents = outcome.latents.cpu()
-                wall_s = time.perf_counter() - start
-        except Exception as error:
-            at = f"{method.name} at {setting:g} failed on {problem.name}, seed {seed}"
-            raise RuntimeError(f"{at}: {type(error).__name__}: {error}") from error
+        with (
+            _named(f"{method.name} at {setting:g} failed on {problem.name}, seed {seed}"),
+            warnings.catch_warnings(),
+        ):
+            # Counted in the table instead.
+            warnings.filterwarnings("ignore", "the latents of samples", RuntimeWarning)
+            start = time.perf_counter()
+            outcome = method.make(setting)(problem, batch)
+            latents = outcome.latents.cpu()
+            wall_s = time.perf_counter() - start
         # NaN and Inf stand as grey, so that a failed sample counts as a bad one.
         images = problem.decode(latents.nan_to_num(0, 0, 0)).float().nan_to_num(0, 0, 0)
         record = {

@@ -140,6 +140,13 @@ def test_the_distance_to_the_limit_is_told_beside_that_to_the_full_run(solver, t
     assert float(rows[1]["limit_lost_db"]) > 1
 
 
+def test_budgets_above_one_are_calls(tmp_path):
+    words = ["--steps", "6", "8", "--budgets", "3", "0.25", "--methods", "fewer_steps"]
+    assert main([*SMALL, *words, "--seeds", "1", "--out", str(tmp_path)]) == 0
+    calls = [(r["steps"], r["nfe_mean"]) for r in read(tmp_path) if r["method"] != "full"]
+    assert calls == [("6", "3"), ("6", "2"), ("8", "3"), ("8", "2")]
+
+
 def test_a_second_start_computes_nothing(done, stop, capsys):
     before = (done / "fidelity.csv").read_bytes()
     stop(0)
@@ -437,7 +444,12 @@ def test_options_that_do_not_fit_are_refused(words, message, tmp_path, capsys, s
     ("option", "value", "message"),
     [
         ("--steps", "0", "must be a whole number from 1 to 1000, got '0'"),
-        ("--budgets", "1.5", "must be a share from 0.001 to 1, got '1.5'"),
+        (
+            "--budgets",
+            "1001",
+            "must be a share from 0.001 to 1, or more than 1 for calls, got '1001'",
+        ),
+        ("--budgets", "0", "must be a share from 0.001 to 1, or more than 1 for calls, got '0'"),
         ("--seeds", "-1", "must be a whole number of at least 0, got '-1'"),
         ("--guidance", "nan", "must be a finite number of at least 0, got 'nan'"),
     ],
@@ -449,10 +461,17 @@ def test_arguments_out_of_range_are_refused(option, value, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_failing_method_is_named(tmp_path, stop, capsys):
-    stop(14, ValueError)
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        (3, "the limit, 1xdpm2m-12, failed at seed 1: ValueError: stopped"),
+        (3 * LIMIT_STEPS[0] + 14, "full at 6 failed on ddim-6, seed 9: ValueError: stopped"),
+    ],
+)
+def test_a_failing_method_is_named(at, told, tmp_path, stop, capsys):
+    stop(at, ValueError)
     assert main([*SMALL, "--out", str(tmp_path)]) == 1
-    assert "full at 6 failed on ddim-6, seed 9: ValueError: stopped" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_half_precision_is_measured_against_float32(tmp_path):
