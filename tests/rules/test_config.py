@@ -75,7 +75,7 @@ def test_fills_belong_to_their_criteria():
 
 def test_auto_is_a_number_of_the_solver():
     """0.3 E^1.5 of the table's own error E, and the usual number where that is not known."""
-    for steps in (20, 50):
+    for steps in (6, 10):
         table = problems.ddim(steps)
         config = AdaptiveConfig()
         assert config.resolved().threshold == "auto"
@@ -85,6 +85,9 @@ def test_auto_is_a_number_of_the_solver():
         assert AdaptiveConfig(0.004).resolved(table).threshold == 0.004
         # Closer steps ask for closer skipping.
         assert full.threshold > AdaptiveConfig().resolved(problems.ddim(2 * steps)).threshold
+    accurate = problems.ddim(400)
+    assert laws.FACTOR * accurate.error**laws.POWER < laws.LEAST
+    assert AdaptiveConfig().resolved(accurate).threshold == laws.LEAST
     noisy = SolverTable.from_scheduler(demo_scheduler(), 20, step_kwargs={"eta": 1.0})
     assert noisy.error is None
     assert AdaptiveConfig().resolved(noisy).threshold == laws.USUAL

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...rules.config import AdaptiveConfig
+from ...rules.criteria import CRITERIA
 from ...rules.fills import fill_tables, stochastic
 from ...rules.tables import FillTables
 from ...solvers.scheduler import UnsupportedSchedulerError
@@ -148,10 +149,10 @@ class Choice:
             told.append(f"the scheduler steps itself, as it is no table ({why})")
 
     def _third_order(self, why: str) -> None:
-        self.config = AdaptiveConfig(
-            criterion="third_order",
+        warmup, least = self.config.warmup, CRITERIA["third_order"].warmup
+        self.config = AdaptiveConfig.paper(
             max_skip=self.config.max_skip,
-            warmup=self.config.warmup,
+            warmup=None if warmup is None else max(warmup, least),
             granularity=self.config.granularity,
         )
         self.notes.append(f"third_order with reuse in place of defect: {why}")
