@@ -83,7 +83,7 @@ def estimators(problem: Problem, batch: Batch) -> dict[str, Tensor]:
     configs = {"third_order": AdaptiveConfig(1.0, 0, criterion="third_order")}
     configs["released"] = AdaptiveConfig(NEVER, 1, criterion="released")
     if problem.table().levels is not None:
-        configs["defect"] = AdaptiveConfig(1.0, 0, criterion="defect")
+        configs["defect"] = AdaptiveConfig(1.0, 0, criterion="defect", warmup=3)
     return {
         name: sampled(config)(problem, batch).score.double() * config.threshold
         for name, config in configs.items()
