@@ -38,7 +38,7 @@ class AdaptiveConfig:
     Args:
         threshold: right-hand factor, dimensionless, >= 0; under "defect" the predicted rms
             error of one run in units of 4, four times the spread of data of about unit spread.
-            "auto", under "defect" alone: 0.3 E^1.5, but at least 0.0005, with E the solver's own
+            "auto", under "defect" alone: 0.35 E^1.5, but at least 0.0005, with E the solver's own
             error (`SolverTable.error`), so that skipping costs about half a decibel of the full
             run's distance to the exact solution, or less; 0.0016 where E is not known, as of a
             solver that adds noise. None takes the criterion's default, "auto" for "defect".

@@ -9,7 +9,7 @@ from .criteria import LONGEST_FILL
 # Under `defect`: threshold = FACTOR * E ** POWER, with E the solver's own error,
 # `SolverTable.error`. Skipping then costs at most half a decibel of the full run's distance to the
 # limit.
-FACTOR, POWER = 0.3, 1.5
+FACTOR, POWER = 0.35, 1.5
 # But no less: below, an accurate solver pays with most of its calls for what nobody sees (it stands
 # at 46 to 50 dB to the limit on the shipped model).
 LEAST = 0.0005

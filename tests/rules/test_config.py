@@ -74,7 +74,7 @@ def test_fills_belong_to_their_criteria():
 
 
 def test_auto_is_a_number_of_the_solver():
-    """0.3 E^1.5 of the table's own error E, and the usual number where that is not known."""
+    """0.35 E^1.5 of the table's own error E, and the usual number where that is not known."""
     for steps in (6, 10):
         table = problems.ddim(steps)
         config = AdaptiveConfig()
