@@ -584,7 +584,7 @@ def test_the_check_goes_on_after_every_failure(tmp_path):
     path = f"{tmp_path}:{os.environ['PATH']}"
     out = tmp_path / "out"
     code, said, report = check(
-        out, "--python", tmp_path / "python", "--seconds", 30, "--skip-build", PATH=path
+        out, "--python", tmp_path / "python", "--seconds", 60, "--skip-build", PATH=path
     )
     assert code == 1
     assert {part["name"]: part["verdict"] for part in report["parts"]} == {
