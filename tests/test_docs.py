@@ -1,5 +1,6 @@
 """README and the docs: their code runs, their links lead somewhere, their figures are measured."""
 
+import csv
 import json
 import re
 import subprocess
@@ -178,6 +179,56 @@ def test_the_headline_figures_are_those_of_the_stored_demo(page):
             assert cell == (
                 "-" if value is None else f"{value:.4f}" if name == "ssim" else f"{value:.1f}"
             )
+
+
+LIMITS = {
+    "DDIM": "ddim",
+    "DPM-Solver++ 2M": "dpm2m",
+    "UniPC": "unipc",
+    "flow Euler, shift 3": "flow",
+}
+
+
+def test_the_distances_to_the_limit_are_those_that_were_measured():
+    with (RESULTS / "limit.csv").open() as file:
+        stored = {
+            (r["solver"], int(r["steps"]), r["method"], float(r["budget"])): r
+            for r in csv.DictReader(file)
+        }
+
+    def cell(solver, method, budget, figures, steps=50):
+        row = stored[solver, steps, method, budget]
+        return f"{float(row['nfe_mean']):.1f}: " + " / ".join(
+            f"{float(row[k]):.1f}" for k in figures
+        )
+
+    page, limit = PROJECT / "docs" / "cpu.md", ("limit_db", "limit_worst_tenth_db")
+    asked = [("full", 1), ("fewer_steps", 20), ("defect", 20)]
+    asked += [("recommended", calls) for calls in (12, 16, 20, 28)]
+    rows = table(page, "all 50 calls")
+    assert [row[0] for row in rows] == [*LIMITS]
+    for row in rows:
+        assert row[1:] == [cell(LIMITS[row[0]], *method, limit) for method in asked]
+    gains = [
+        float(stored[s, 50, "recommended", 20]["limit_db"])
+        - float(stored[s, 50, "full", 1]["limit_db"])
+        for s in LIMITS.values()
+    ]
+    assert f"{min(gains):.1f}\nto {max(gains):.1f} dB closer" in (PROJECT / "README.md").read_text()
+
+    for row in table(page, "20 steps"):
+        for steps, found in zip((20, 28, 50, 100), row[1:], strict=True):
+            full = stored[LIMITS[row[0]], steps, "full", 1]["limit_db"]
+            ours = stored[LIMITS[row[0]], steps, "defect, default", 0.5]
+            lost = float(ours["limit_lost_db"])
+            assert found == f"{float(ours['nfe_mean']):.1f}: {float(full):.1f}, {lost:.1f}"
+            assert steps == 100 or lost < 0.5
+
+    for row in table(page, "about 12 calls"):
+        method = {"per sample": "defect", "per batch": "defect, batch"}[row[0]]
+        for calls, found in zip((12, 16, 20, 28), row[1:], strict=True):
+            figures = cell("ddim", method, calls, ("psnr_db", "worst_tenth_db"))
+            assert re.sub(r" \(.*?\)", "", found) == figures
 
 
 def loop_rows():

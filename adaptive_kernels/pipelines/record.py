@@ -92,8 +92,8 @@ class Record:
         scores = [value for value in sampling.score().amax(1).tolist() if math.isfinite(value)]
         if not scores and len(sampling.fresh) <= WARMUP and full.criterion == "defect":
             return (
-                f"{len(sampling.fresh)} steps were done, and runs on the first outputs reach no "
-                "further than from one to the next of them"
+                f"{len(sampling.fresh)} steps were done, too far from each other for a skip before "
+                "the third call"
             )
         if not scores:
             return "no decision was possible: the latents hold NaN or Inf"

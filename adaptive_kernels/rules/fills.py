@@ -71,7 +71,7 @@ def coordinates(table: SolverTable) -> Coordinates:
         )
     alpha, sigma, a, b = levels.alpha[:-1], levels.sigma[:-1], levels.a, levels.b
     det = b * alpha - a * sigma
-    if stochastic(table):
+    if table.adds_noise:
         u, w = b / det, -sigma / det
     else:
         u, w = -a / det, alpha / det
@@ -88,11 +88,6 @@ def coordinates(table: SolverTable) -> Coordinates:
     return Coordinates(
         u, w, table.p - table.q * u * inverse, table.q * inverse, lam, torch.asinh(sb / SPREAD)
     )
-
-
-def stochastic(table: SolverTable) -> bool:
-    """Whether the solver adds noise."""
-    return bool((table.S != 0).any())
 
 
 @set_device("cpu")
@@ -117,12 +112,12 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
     if full.fill != "linear":
         raise ValueError(f"fill must be one that has tables, got {full.fill!r}")
     size = longest_run(rule, table.num_steps)
-    if full.repair and stochastic(table):
+    if full.repair and table.adds_noise:
         raise ValueError(
             f"repair must be None or False for {table}, which adds noise: the defect is the noise"
         )
     repair = full.criterion == "defect" if full.repair is None else full.repair
-    repair = repair and not stochastic(table)
+    repair = repair and not table.adds_noise
     weights = linear_weights(table, coords, size, full.warmup, repair)
     if full.criterion != "defect":
         return FillTables(rows, weights.float(), None, rule, *first)

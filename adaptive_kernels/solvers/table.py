@@ -108,13 +108,18 @@ class SolverTable:
         return self.C.shape[1]
 
     @functools.cached_property
+    def adds_noise(self) -> bool:
+        """Whether the solver is stochastic: some S_i is not zero."""
+        return bool(self.S.any())
+
+    @functools.cached_property
     def error(self) -> float | None:
         """E, how far the full run ends from the exact solution: rms on Gaussian data of widths
         from 0.01 to 1, in units of the data (module `solvers.error`).
 
         None where noise levels are not known, where the solver adds noise, and of a single row.
         """
-        if self.levels is None or bool(self.S.any()):
+        if self.levels is None or self.adds_noise:
             return None
         return gaussian_error(self.p, self.q, self.A, self.C, self.levels)
 

@@ -17,7 +17,7 @@ from adaptive_kernels.pictures import decisions_picture
 from . import features, folder, pictures
 from .problem import DTYPES, SOLVERS, shipped
 from .records import Records, appearing
-from .run import METHODS, Cell, Entry, Laboratory
+from .run import METHODS, Cell, Entry, Laboratory, budget_calls
 from .table import rows, summary, write_csv
 
 PROGRAM = "python -m benchmarks.fidelity"
@@ -141,7 +141,8 @@ def _draw(
     shown = [e for name in SHOWN for e in inside if e.method == name]
     if shown:
         first = [e for e in shown if e.method == shown[0].method]
-        entry = min(first, key=lambda e: abs(e.budget - SHOWN_SHARE))
+        shown_calls = SHOWN_SHARE * cell.steps
+        entry = min(first, key=lambda e: abs(budget_calls(e.budget, cell.steps) - shown_calls))
         key = (cell.problem.name, entry.method, entry.setting)
         loaded = [records.load(*key, seed) for seed in seeds]
         names = cell.problem.group_names

@@ -26,7 +26,7 @@ _TRAILING = {**_BETAS, "timestep_spacing": "trailing"}
 SOLVERS = ("ddim", "euler", "dpm2m", "unipc", "flow")
 # The samples that a network's noise is measured on; no run that is reported may start from them.
 NOISE_SEED = 1_000_033
-# Of the runs that tell the limit; the second one of solvers of first order, for extrapolation.
+# Of the runs that tell the limit; the second number for extrapolation, with half of the first.
 LIMIT_STEPS = (1000, 500)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -119,10 +119,13 @@ def shipped(
     if dtype != "float32":
         exact = shipped(solver, steps, samples_per_class, guidance_scale, limit=limit)
     if limit:
-        first = {"flow": ("flow", 2.0, -1.0)}.get(solver, ("dpm2m", 1.0))
+        many, half = LIMIT_STEPS
+        runs = [(1.0, "dpm2m", many)]
+        if solver == "flow":
+            runs = [(2.0, "flow", many), (-1.0, "flow", half)]
         parts = tuple(
-            (weight, shipped(first[0], count, samples_per_class, guidance_scale, limit=False))
-            for weight, count in zip(first[1:], LIMIT_STEPS, strict=False)
+            (weight, shipped(name, count, samples_per_class, guidance_scale, limit=False))
+            for weight, name, count in runs
         )
 
     def batch(seed: int) -> Batch:

@@ -22,7 +22,7 @@ STEPS, SKIPS = 10, 4
 # weighs outputs it does not have; neither carries its levels then.
 LOST_IN_A_SLICE = {"pndm", "lms"}
 LINEAR = AdaptiveConfig(criterion="every(3)", fill="linear")
-PLAIN = [case.id for case in KNOWN_LEVELS if not fills.stochastic(table_of(case.id, STEPS))]
+PLAIN = [case.id for case in KNOWN_LEVELS if not table_of(case.id, STEPS).adds_noise]
 
 
 def rows_of_a_run(table):
@@ -85,7 +85,7 @@ def beginning(table, noise, clean):
 def test_a_fill_is_exact_for_what_it_assumes(case):
     """Noise linear in lam (solvers that add noise: a constant image): skipping changes nothing."""
     table = table_of(case.id, STEPS)
-    at, noisy = fills.coordinates(table), fills.stochastic(table)
+    at, noisy = fills.coordinates(table), table.adds_noise
     g = torch.Generator().manual_seed(3)
     clean, base, slope = torch.randn(3, 16, generator=g, dtype=torch.float64)
     z = torch.randn(table.num_steps, 16, generator=g).double()
@@ -135,17 +135,22 @@ def test_the_masks_of_the_test_above_do_skip():
         assert min(share) < 0.5 and max(share) < 1
 
 
+def written_out(name, steps):
+    """A table in float64, its coordinates, and sb, lam and u as the formulas' source has them."""
+    scheduler = in_float64(CASE[name].make())
+    table = SolverTable.from_scheduler(scheduler, steps, **CASE[name].kwargs)
+    at = fills.coordinates(table)
+    sb = (table.levels.sigma / table.levels.alpha).tolist()
+    if math.isinf(sb[0]):
+        sb[0] = math.exp(-at.lam[0].item())
+    return table, at, sb, [-math.log(s) for s in sb[:-1]], [math.asinh(s / 4) for s in sb]
+
+
 def test_ddim_weights_are_the_formulas_of_their_source():
     """Fill, repair and the cost of a run, at every step, gap and previous gap."""
     for steps, name in ((20, "ddim"), (10, "ddim-v"), (10, "flow-euler")):
-        scheduler = in_float64(CASE[name].make())
-        table = SolverTable.from_scheduler(scheduler, steps, **CASE[name].kwargs)
-        at, size = fills.coordinates(table), 6
-        sb = (table.levels.sigma / table.levels.alpha).tolist()
-        if math.isinf(sb[0]):
-            sb[0] = math.exp(-at.lam[0].item())
-        lam = [-math.log(s) for s in sb[:-1]]
-        u = [math.asinh(s / 4) for s in sb]
+        table, at, sb, lam, u = written_out(name, steps)
+        size = 6
         weights = fills.linear_weights(table, at, size, 1, True)
         weights[..., 7] = torch.linspace(0.5, 2, steps)[:, None, None]
         cost = defect.run_table(table, at.lam, at.asinh, weights, 5, True)
@@ -182,14 +187,8 @@ def test_ddim_weights_are_the_formulas_of_their_source():
 def test_ddim_weights_of_the_first_runs():
     """On one output: reuse, a rate and a repair of first order, and a short reach."""
     for steps, name in ((50, "ddim"), (20, "ddim-v"), (28, "flow-euler")):
-        scheduler = in_float64(CASE[name].make())
-        table = SolverTable.from_scheduler(scheduler, steps, **CASE[name].kwargs)
-        at, size = fills.coordinates(table), 6
-        sb = (table.levels.sigma / table.levels.alpha).tolist()
-        if math.isinf(sb[0]):
-            sb[0] = math.exp(-at.lam[0].item())
-        lam = [-math.log(s) for s in sb[:-1]]
-        u = [math.asinh(s / 4) for s in sb]
+        table, at, sb, lam, u = written_out(name, steps)
+        size = 6
         weights = fills.linear_weights(table, at, size, 1, True)
         cost = defect.run_table(table, at.lam, at.asinh, weights, 5, True)[..., 0]
         first = [1, 0, 0, 0, 0, 0, -defect.FIRST_RATE - 1 / sb[0], 0]
@@ -310,7 +309,7 @@ def test_every_number_is_finite_and_keeps_a_constant(case):
     """Also where two rows share a level, where alpha is 0, and in a schedule of two steps."""
     for steps in (2, 5, STEPS):
         table = table_of(case.id, steps)
-        noisy = fills.stochastic(table)
+        noisy = table.adds_noise
         for config in (
             AdaptiveConfig(criterion="defect", max_skip=15),
             AdaptiveConfig(criterion="third_order", fill="linear", repair=not noisy),
@@ -446,7 +445,7 @@ def as_plan(table, called, weights):
 @pytest.mark.parametrize("name", ["ddim", "dpm-3m", "pndm", "heun", "unipc-2-flow", "ddim-v-eta"])
 def test_a_plan_with_the_linear_weights_is_the_linear_fill(name):
     table = table_of(name, STEPS)
-    repair = not fills.stochastic(table)
+    repair = not table.adds_noise
     config = AdaptiveConfig(criterion="every(3)", fill="linear", repair=repair)
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5
     x *= table.init_noise_sigma

@@ -9,7 +9,7 @@ import torch
 
 from ...rules.config import AdaptiveConfig
 from ...rules.criteria import CRITERIA
-from ...rules.fills import fill_tables, stochastic
+from ...rules.fills import fill_tables
 from ...rules.tables import FillTables
 from ...solvers.scheduler import UnsupportedSchedulerError
 from ...solvers.table import SolverTable
@@ -178,5 +178,5 @@ class Choice:
     def _little_to_gain(self) -> None:
         if self.config.criterion in ("never", "plan") or self.config.criterion[:5] == "every":
             return
-        if stochastic(self.table):
+        if self.table.adds_noise:
             self.hints.append(f"{self.table.name} adds noise, which leaves little to skip")
