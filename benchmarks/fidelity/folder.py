@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .problem import SOLVERS, Batch, Problem, make_scheduler
+from .problem import SOLVERS, Batch, Problem, make_scheduler, on_device
 
 OWN = "own"
 # Of a model with more classes, this many, evenly spread, take part.
@@ -62,6 +62,7 @@ def problem_from_folder(
     samples_per_class: int = 4,
     guidance_scale: float | None = None,
     prompts: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Problem:
     """The model of a folder under its own scheduler or one of the laboratory's solvers.
 
@@ -83,6 +84,7 @@ def problem_from_folder(
         solver: "own" or one of SOLVERS, whose class takes the configuration of the own one.
         samples_per_class: samples of each group.
         guidance_scale: None takes 7.5 for text, 4 for DiT and none otherwise.
+        device: where the network is; all else of a pipeline stays on the CPU.
 
     Raises:
         ValueError: the folder holds no such model, or solver, guidance_scale or prompts do not
@@ -118,7 +120,7 @@ def problem_from_folder(
     scheduler = _scheduler(loaded.scheduler, solver)
     return Problem(
         f"{solver}-{steps}",
-        Network(loaded.network),
+        on_device(Network(loaded.network), device),
         lambda: copy.deepcopy(scheduler),
         steps,
         groups.guidance_scale,

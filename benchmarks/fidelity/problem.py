@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from adaptive_kernels import measure_output_noise
 from adaptive_kernels.demo import model as demo_model
@@ -108,24 +109,27 @@ def shipped(
     guidance_scale: float = 2.0,
     dtype: str = "float32",
     limit: bool = True,
+    device: str = "cpu",
 ) -> Problem:
     """The shipped Fashion-MNIST model under one of SOLVERS, in one of DTYPES.
 
     Its limit is that of the one ODE that the solvers of a noise schedule share: DPM-Solver++ 2M
     with LIMIT_STEPS steps, and on the flow-matching grid Euler's, extrapolated from two of them.
+    device: where the network is; see `on_device`.
     """
-    model = demo_model.load_demo_model(DTYPES[dtype])
+    model = on_device(demo_model.load_demo_model(DTYPES[dtype]), device)
     exact, parts = None, ()
+    given = {"samples_per_class": samples_per_class, "guidance_scale": guidance_scale}
+    given["device"] = device
     if dtype != "float32":
-        exact = shipped(solver, steps, samples_per_class, guidance_scale, limit=limit)
+        exact = shipped(solver, steps, **given, limit=limit)
     if limit:
         many, half = LIMIT_STEPS
         runs = [(1.0, "dpm2m", many)]
         if solver == "flow":
             runs = [(2.0, "flow", many), (-1.0, "flow", half)]
         parts = tuple(
-            (weight, shipped(name, count, samples_per_class, guidance_scale, limit=False))
-            for weight, name, count in runs
+            (weight, shipped(name, count, **given, limit=False)) for weight, name, count in runs
         )
 
     def batch(seed: int) -> Batch:
@@ -149,6 +153,25 @@ def shipped(
         exact,
         parts,
     )
+
+
+def on_device(network: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The network itself, moved; what it is given follows it there, its output comes back.
+
+    Solvers, rules and samples thus stay on the CPU, whatever the network runs on.
+    """
+    network.to(device)
+    if torch.device(device).type == "cpu":
+        return network
+
+    def moved(tree: Any, place: str) -> Any:
+        return pytree.tree_map(lambda x: x.to(place) if isinstance(x, Tensor) else x, tree)
+
+    network.register_forward_pre_hook(
+        lambda module, given, named: (moved(given, device), moved(named, device)), with_kwargs=True
+    )
+    network.register_forward_hook(lambda module, given, output: moved(output, "cpu"))
+    return network
 
 
 def make_scheduler(solver: str) -> Any:

@@ -77,6 +77,7 @@ class Laboratory:
         tuning_seeds: of those that settings are tuned on, none of `seeds`.
         features: the module features, or None to go without LPIPS and features.
         progress: whether a bar is drawn on stderr.
+        device: where those features are computed.
 
     Raises:
         ValueError: a seed is in both, or there is none.
@@ -89,6 +90,7 @@ class Laboratory:
         tuning_seeds: Sequence[int],
         features: ModuleType | None = None,
         progress: bool = True,
+        device: str = "cpu",
     ) -> None:
         if not seeds or not tuning_seeds or set(seeds) & set(tuning_seeds):
             raise ValueError(
@@ -96,6 +98,7 @@ class Laboratory:
                 f"got {list(seeds)} and {list(tuning_seeds)}"
             )
         self.records, self.features, self.progress = records, features, progress
+        self.device = device
         self.seeds = list(dict.fromkeys(seeds))
         self.tuning_seeds = list(dict.fromkeys(tuning_seeds))
         self._warm = False
@@ -219,8 +222,8 @@ class Laboratory:
         if not known:
             record["limit"] = psnr(images, self._limit(cell, seed))
         if self.features is not None and "lpips" not in names:
-            record["lpips"] = self.features.lpips(images, reference)
-            record["features"] = self.features.efficientnet_features(images).half()
+            record["lpips"] = self.features.lpips(images, reference, device=self.device)
+            record["features"] = self.features.efficientnet_features(images, self.device).half()
         self.records.save(*key, arrays=record)
 
     @torch.no_grad()

@@ -111,7 +111,7 @@ def test_a_small_image_counts_as_its_upsampled_self(network):
 
 
 def test_lpips_repeats_grey_and_clamps(network, monkeypatch):
-    monkeypatch.setattr(features, "_alexnet", lambda: network)
+    monkeypatch.setattr(features, "_alexnet", lambda device: network)
     images, reference = pair(2, 64, 64, channels=1)
     grey = lpips(images.double(), reference.double())
     assert torch.equal(grey, lpips(*(x.expand(-1, 3, -1, -1) for x in (images, reference))))
@@ -272,7 +272,7 @@ def test_efficientnet_features_are_those_of_a_classifier_that_knows_a_cat():
     found = efficientnet_features(cat)
     assert found.shape == (1, 1280) and found.dtype == torch.float32
     # 281 to 285 are ImageNet's cats.
-    assert int(features._efficientnet()._fc(found).argmax()) in range(281, 286)
+    assert int(features._efficientnet("cpu")._fc(found).argmax()) in range(281, 286)
 
 
 @trained

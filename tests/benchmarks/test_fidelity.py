@@ -208,11 +208,13 @@ def test_other_options_are_other_records(done, tmp_path):
 
 
 def test_records_without_features_are_completed_without_the_network(done, stop, monkeypatch):
-    def embed(images):  # [B, 1280]
+    def embed(images, device):  # [B, 1280]
         return images.flatten(1).repeat(1, 2)[:, :1280]
 
     monkeypatch.setattr(features, "fetch", lambda: {})
-    monkeypatch.setattr(features, "lpips", lambda a, b: (a - b).abs().flatten(1).mean(1).double())
+    monkeypatch.setattr(
+        features, "lpips", lambda a, b, device: (a - b).abs().flatten(1).mean(1).double()
+    )
     monkeypatch.setattr(features, "efficientnet_features", embed)
     stop(0)
     assert main([*SMALL, "--out", str(done)]) == 0
@@ -221,6 +223,22 @@ def test_records_without_features_are_completed_without_the_network(done, stop, 
     assert (full["kid"], full["kid_std"]) == ("", ""), "of the full run against itself"
     assert all(row["kid"] and row["kid_std"] for row in read(done)[1:])
     assert all(row["kid_other"] and row["kid_other_std"] for row in read(done))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("solver", ["ddim", "flow"])
+def test_a_network_on_a_gpu_serves_every_method(solver, tmp_path):
+    """With the calls that patterns make on the CPU and, to a rounding, the images."""
+    calls = {"on the GPU": [], "on the CPU": []}
+    words = ["--solvers", solver, "--steps", "12", "--samples-per-class", "1", "--no-progress"]
+    words += ["--budgets", "0.5", "--seeds", "1", "--tuning-seeds", "9", "--methods"]
+    words += ["every", "every+linear, repair", "taylorseer", "sada", "deepcache"]
+    for name, device in (("on the GPU", "cuda"), ("on the CPU", "cpu")):
+        assert main([*words, "--device", device, "--out", str(tmp_path / name)]) == 0
+        calls[name] = read(tmp_path / name)
+    for there, here in zip(*calls.values(), strict=True):
+        assert (there["method"], there["nfe_mean"]) == (here["method"], here["nfe_mean"])
+        assert float(there["limit_db"]) == pytest.approx(float(here["limit_db"]), abs=0.1)
 
 
 @pytest.mark.parametrize("shape", ["smooth", "steep", "steps"])
@@ -431,6 +449,7 @@ def test_folders_and_options_that_do_not_fit_are_refused(models, tmp_path):
         (["--solvers", "own"], "solvers must be of ddim, euler"),
         (["--methods", "magic"], "methods must be of full, fewer_steps"),
         (["--prompts", "words.txt"], "prompts need a model, got words.txt"),
+        (["--device", "nowhere"], "device must be one that torch can use, got 'nowhere'"),
         (["--model", "nowhere"], "model must be a folder with model_index.json"),
     ],
 )

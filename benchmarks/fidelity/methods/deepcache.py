@@ -43,20 +43,22 @@ class Cached(torch.nn.Module):
         class_labels: Tensor | None = None,  # [rows] int64
     ) -> Tensor:
         net, dtype = self.unet, self.unet.stem.weight.dtype
+        device = self.unet.stem.weight.device
         if class_labels is None:
-            class_labels = torch.full((len(model_input),), NULL_LABEL, device=model_input.device)
-        index = torch.arange(EMBEDDING // 4, dtype=torch.float32, device=model_input.device)
+            class_labels = torch.full((len(model_input),), NULL_LABEL)
+        index = torch.arange(EMBEDDING // 4, dtype=torch.float32, device=device)
         frequencies = torch.exp(index * (-math.log(10000.0) / (EMBEDDING // 4)))
-        angles = timestep.float().expand(len(model_input))[:, None] * frequencies
+        angles = timestep.to(device).float().expand(len(model_input))[:, None] * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
-        embedding = F.silu(net.time(waves) + net.label(class_labels))
-        skip = net.down1(net.stem(F.pixel_unshuffle(model_input.to(dtype), 2)), embedding)
+        embedding = F.silu(net.time(waves) + net.label(class_labels.to(device)))
+        pixels = F.pixel_unshuffle(model_input.to(device, dtype), 2)
+        skip = net.down1(net.stem(pixels), embedding)
         if self.count % self.interval == 0:
             self.deep = self._deep(skip, embedding)
         self.count += 1
         out = net.up1(torch.cat([self.deep, skip], dim=1), embedding)
         out = net.head(F.silu(net.norm(out)))
-        return F.pixel_shuffle(out, 2).to(model_input.dtype)
+        return F.pixel_shuffle(out, 2).to(model_input)
 
     def _deep(self, skip: Tensor, embedding: Tensor) -> Tensor:
         """All between down1 and up1."""

@@ -104,6 +104,8 @@ METHODS = [
     tuned("released", 1e-4, 1, criterion="released"),
     tuned("released+linear", 1e-4, 1, criterion="released", fill="linear"),
     tuned("defect", 1e-5, 0.3, criterion="defect"),
+    # Longer runs than the default's, for few calls.
+    tuned("defect, max_skip 6", 1e-5, 0.3, criterion="defect", max_skip=6),
     # More steps than the problem's own, with as many calls as the budget.
     Method("recommended", _recommended, settings=_calls),
     # One decision for all samples of a seed, as published implementations take it.
