@@ -55,9 +55,9 @@ def rules(problem: Problem) -> list[Rule]:
         sizes = problem.output_noise()
         found.append(rule("defect, noise measured", 0.0016, **told, output_noise=sizes))
     found += [
-        rule("third_order", 0.1),
-        rule("third_order+linear", 0.1, fill="linear"),
-        rule("released", 0.01, criterion="released"),
+        rule("third_order", 0.1, threshold=0.1, criterion="third_order"),
+        rule("third_order+linear", 0.1, threshold=0.1, criterion="third_order", fill="linear"),
+        rule("released", 0.01, threshold=0.01, criterion="released"),
         rule("every(3)", 3, criterion="every(3)"),
         rule("every(3)+linear", 3, criterion="every(3)", fill="linear"),
         rule("every(3)+linear, repair", 3, criterion="every(3)", fill="linear", repair=True),
