@@ -202,7 +202,7 @@ def test_the_distances_to_the_limit_are_those_that_were_measured():
             f"{float(row[k]):.1f}" for k in figures
         )
 
-    page, limit = PROJECT / "docs" / "cpu.md", ("limit_db", "limit_worst_tenth_db")
+    page, limit = PROJECT / "docs" / "quality.md", ("limit_db", "limit_worst_tenth_db")
     asked = [("full", 1), ("fewer_steps", 20), ("defect", 20)]
     asked += [("recommended", calls) for calls in (12, 16, 20, 28)]
     rows = table(page, "all 50 calls")
@@ -229,6 +229,81 @@ def test_the_distances_to_the_limit_are_those_that_were_measured():
         for calls, found in zip((12, 16, 20, 28), row[1:], strict=True):
             figures = cell("ddim", method, calls, ("psnr_db", "worst_tenth_db"))
             assert re.sub(r" \(.*?\)", "", found) == figures
+
+
+METHODS = {
+    "full run's solver with fewer steps": "fewer_steps",
+    "`third_order` + reuse": "third_order",
+    "`third_order` + linear": "third_order+linear",
+    "`released` + reuse": "released",
+    "EasyCache": "easycache",
+    "DeepCache": "deepcache",
+    "Adaptive DPM-Solver 23": "adaptive_dpm_23",
+    "SADA": "sada",
+    "ZEUS": "zeus",
+    "TaylorSeer on the output, order 1": "taylorseer",
+    "TaylorSeer on the output, order 2": "taylorseer_2",
+    "`every(k)` + reuse": "every",
+    "`every(k)` + linear": "every+linear",
+    "`every(k)` + linear + repair": "every+linear, repair",
+    "`defect` without repair": "defect, no repair",
+    "`defect`": "defect",
+    "`defect`, max_skip 6": "defect, max_skip 6",
+    "`defect`, threshold auto": "defect, default",
+    "`plan`": "plan",
+    "`recommended`, 200 steps": "recommended",
+    "all 50 calls": "full",
+    "fewer steps": "fewer_steps",
+}
+
+
+def method_of(title):
+    return METHODS[
+        re.sub(r"\(calls=\)| \((the paper|its authors' code|cost in calls)\)|\*", "", title)
+    ]
+
+
+def laboratory():
+    """(solver, steps, method) -> its rows, and what a cell of a table says of each of them."""
+    found = {}
+    with (RESULTS / "fidelity.csv").open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault((row["solver"], int(row["steps"]), row["method"]), []).append(row)
+    return found
+
+
+def said(row, *figures):
+    return f"{float(row['nfe_mean']):.1f}: " + " / ".join(f"{float(row[k]):.1f}" for k in figures)
+
+
+def test_every_method_of_the_laboratory_is_as_it_was_measured():
+    """Of the tables by method each cell is a row of the results, and a dash hides none."""
+    stored, page = laboratory(), PROJECT / "docs" / "quality.md"
+    psnr, limit = ("psnr_db", "worst_tenth_db"), ("limit_db", "limit_worst_tenth_db")
+    cells = 0
+    for title, *found, lpips in table(page, "LPIPS at 16 to 18"):
+        rows = stored["ddim", 50, method_of(title)]
+        spans = ((9, 11.15), (11.9, 14.05), (15.3, 18.05), (19, 20.65), (23.95, 26.05))
+        for cell, (least, most) in zip(found, spans, strict=True):
+            there = [said(r, *psnr) for r in rows if least <= float(r["nfe_mean"]) <= most]
+            assert cell in there or (cell == "-" and not there), (title, cell)
+            cells += cell != "-"
+        near = [r for r in rows if said(r, *psnr) == found[2]]
+        assert lpips == (f"{float(near[0]['lpips']):.4f}" if near else "-")
+    for title, *found in table(page, "DDIM, 50 steps"):
+        for cell, solver in zip(found, LIMITS.values(), strict=True):
+            rows = stored.get((solver, 50, method_of(title)), [])
+            assert cell in [said(r, *limit) for r in rows] or (cell == "-" and not rows), title
+            cells += cell != "-"
+    heading = ("`defect`, threshold auto", "`third_order` + reuse", "`every(k)` + linear")
+    for where, *found in table(page, "`defect`, threshold auto"):
+        name, steps = where.rsplit(", ", 1)
+        solver = LIMITS.get(name, "euler")
+        for cell, title in zip(found, (*heading, "fewer steps", "`plan`"), strict=True):
+            rows = stored[solver, int(steps), method_of(title)]
+            assert cell in [said(r, *psnr) for r in rows], (where, title)
+            cells += 1
+    assert cells > 200
 
 
 def loop_rows():

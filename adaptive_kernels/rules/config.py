@@ -108,7 +108,7 @@ class AdaptiveConfig:
 
     @classmethod
     def recommended(cls, calls: float | None = None, **settings) -> "AdaptiveConfig":
-        """The rule that came closest in the laboratory (docs/cpu.md), which is the default one.
+        """The rule that came closest in the laboratory (docs/quality.md), which is the default one.
 
         Args:
             calls: about how many network calls a sample shall make. Many steps with few calls stand

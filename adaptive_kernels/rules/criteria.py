@@ -65,7 +65,7 @@ class Criterion:
 
 # The first decision needs four latents (third_order), or three differences of computed ones after
 # the authors' four calls (released). The threshold of third_order was chosen on the shipped model
-# (docs/cpu.md, "The laboratory"), as was the law of defect's; that of released is the authors'.
+# (docs/quality.md), as was the law of defect's; that of released is the authors'.
 CRITERIA = {
     "never": Criterion(NEVER, guard=lambda *_: True, most=lambda max_skip: 0),
     "every": Criterion(EVERY),

@@ -1,4 +1,4 @@
-"""What the laboratory found to hold for every solver and number of steps (docs/cpu.md)."""
+"""What the laboratory found to hold for every solver and number of steps (docs/quality.md)."""
 
 import itertools
 import math

@@ -106,6 +106,8 @@ METHODS = [
     tuned("defect", 1e-5, 0.3, criterion="defect"),
     # Longer runs than the default's, for few calls.
     tuned("defect, max_skip 6", 1e-5, 0.3, criterion="defect", max_skip=6),
+    # No run begins before the rate of the fill's error has been measured.
+    tuned("defect, warmup 3", 1e-5, 0.3, criterion="defect", warmup=3),
     # More steps than the problem's own, with as many calls as the budget.
     Method("recommended", _recommended, settings=_calls),
     # One decision for all samples of a seed, as published implementations take it.
