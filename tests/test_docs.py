@@ -306,6 +306,51 @@ def test_every_method_of_the_laboratory_is_as_it_was_measured():
     assert cells > 200
 
 
+def test_half_precision_costs_what_was_measured():
+    with (RESULTS / "h200-029fbb5" / "precision.csv").open() as file:
+        stored = {
+            (r["solver"], int(r["steps"]), r["dtype"], r["rule"], float(r["setting"])): r
+            for r in csv.DictReader(file)
+        }
+    automatic = {key[:2]: key[4] for key in stored if key[3] == "defect, default"}
+    page, both = (
+        PROJECT / "docs" / "half-precision.md",
+        ("independent_db", "independent_worst_tenth_db"),
+    )
+
+    def cell(row, figures=("db", "worst_tenth_db"), calls=True):
+        start = f"{float(row['calls']):.1f}: " if calls else ""
+        return start + " / ".join(f"{float(row[k]):.1f}" for k in figures)
+
+    rows = table(page, "bfloat16's own full run")
+    assert len(rows) == 12
+    for title, *found in rows:
+        name, steps = title.removesuffix(" (measured)").rsplit(", ", 1)
+        cell_of = (LIMITS[name.removesuffix(" (measured)")], int(steps))
+        rule = "defect, noise measured" if cell_of[0] == "flow" else "defect"
+        own = stored[(*cell_of, "bfloat16", "full", cell_of[1])]
+        half = stored[(*cell_of, "bfloat16", rule, 0.0016)]
+        assert found == [
+            cell(stored[(*cell_of, "float32", "defect", 0.0016)]),
+            cell(own, calls=False),
+            cell(half),
+            cell(half, both, calls=False),
+            cell(stored[(*cell_of, "bfloat16", "defect, noise not told", 0.0016)]),
+            cell(stored[(*cell_of, "float16", rule, 0.0016)]),
+        ], title
+    rows = table(page, "solver, steps, threshold auto")
+    assert len(rows) == 9
+    for title, *found in rows:
+        name, steps = title.rsplit(", ", 1)
+        cell_of = (LIMITS[name], int(steps))
+        exact, half, other = (
+            stored[(*cell_of, dtype, "defect, default", automatic[cell_of])]
+            for dtype in ("float32", "bfloat16", "float16")
+        )
+        expected = [cell(exact), cell(half), cell(half, both, calls=False), cell(other)]
+        assert found == expected, title
+
+
 def loop_rows():
     rows = [
         row
