@@ -75,9 +75,11 @@ def executed(page):
     "page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name
 )
 def test_code_blocks_run(page, tmp_path, monkeypatch):
-    """As a reader would type them, in an empty folder."""
+    """As a reader would type them, in an empty folder, and with the result the page tells."""
     monkeypatch.chdir(tmp_path)
     names = run(page)
+    if page.name == "limits.md":
+        half_precision_costs_next_to_nothing(names["calls"])
     results = [value for value in names.values() if isinstance(value, ak.SamplingResult)]
     assert all(int(r.nfe.max()) < len(r.refreshed) for r in results), "no call was skipped"
     pipes = [value for value in names.values() if isinstance(value, diffusers.DiffusionPipeline)]
@@ -88,10 +90,8 @@ def enabled(pipe):
     return "progress_bar" in vars(pipe)
 
 
-def test_what_half_precision_costs_is_what_the_page_says():
-    """Next to nothing in either of them."""
-    calls = run(PROJECT / "docs" / "limits.md")["calls"]
-    # Of ten samples; of sixty it is a tenth at most (docs/half-precision.md).
+def half_precision_costs_next_to_nothing(calls):
+    # Of ten samples; of 300 it is 0.95 to 1.13, by solver and steps (docs/half-precision.md).
     assert calls[torch.bfloat16] < 1.15 * calls[torch.float32]
     assert abs(calls[torch.float16] - calls[torch.float32]) < 0.03 * calls[torch.float32]
     assert round(calls[torch.float32]) in (17, 18)

@@ -147,7 +147,8 @@ def claim(examples: int, strategies: Callable, implementations: Sequence[Impleme
     """Makes ``body(implementation, rule, seed, **drawn)`` a test of each of them with each rule.
 
     Args:
-        examples: how many of a rule; an implementation's share of them is drawn, two at least.
+        examples: how many of a rule; an implementation's share of them is drawn, two at least of a
+            fast one, one of a slow one: the first of every strategy.
         strategies: implementation -> {name: strategy}.
     """
 
@@ -160,7 +161,8 @@ def claim(examples: int, strategies: Callable, implementations: Sequence[Impleme
                 body(implementation, rule=rule, **drawn)
 
             run.__name__ = run.__qualname__ = body.__name__
-            count = max(round(examples * implementation.share), 2)
+            least = 2 if implementation.share >= 0.5 else 1
+            count = max(round(examples * implementation.share), least)
             # Where an example takes long, a smaller one that fails too is not looked for.
             phases = [p for p in Phase if implementation.share >= 1 or p is not Phase.shrink]
             drawing = settings(max_examples=count, phases=phases)
