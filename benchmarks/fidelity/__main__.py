@@ -109,12 +109,10 @@ def _cells(arguments: argparse.Namespace) -> list[Cell]:
 
 def _check_device(name: str) -> None:
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         told = str(error).splitlines()[0]
         raise ValueError(f"device must be one that torch can use, got {name!r}: {told}") from error
-    # Every figure is measured against a float32 network.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _options(arguments: argparse.Namespace) -> dict:
@@ -202,6 +200,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     _check_device(arguments.device)
+    # Every figure is measured against a float32 network.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     cells = _cells(arguments)
     records = Records(arguments.out, _options(arguments))
     seen = _weights(text), not arguments.no_progress, arguments.device

@@ -450,6 +450,7 @@ def test_folders_and_options_that_do_not_fit_are_refused(models, tmp_path):
         (["--methods", "magic"], "methods must be of full, fewer_steps"),
         (["--prompts", "words.txt"], "prompts need a model, got words.txt"),
         (["--device", "nowhere"], "device must be one that torch can use, got 'nowhere'"),
+        (["--device", "meta"], "device must be one that torch can use, got 'meta'"),
         (["--model", "nowhere"], "model must be a folder with model_index.json"),
     ],
 )
