@@ -2,6 +2,7 @@
 
 from . import moved
 from .calibration import calibrate, measure_output_noise
+from .engine import Engine, EngineError, Request, RequestError, Sample
 from .executors import CaptureError
 from .pipelines import (
     adaptive,
@@ -21,7 +22,12 @@ __all__ = [
     "AdaptiveConfig",
     "AdaptiveSampler",
     "CaptureError",
+    "Engine",
+    "EngineError",
     "Plan",
+    "Request",
+    "RequestError",
+    "Sample",
     "SamplingResult",
     "SolverTable",
     "State",

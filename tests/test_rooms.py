@@ -14,8 +14,7 @@ import adaptive_kernels as ak
 
 PACKAGE = Path(ak.__file__).parent
 PROJECT = PACKAGE.parent
-# A room may import from those before it; rooms in one set not from each other. An engine belongs
-# beside calibration.
+# A room may import from those before it; rooms in one set not from each other.
 ORDER = (
     {"version"},
     {"metrics", "files", "moved", "pictures"},
@@ -27,6 +26,7 @@ ORDER = (
     {"sampler"},
     {"calibration"},
     {"pipelines"},
+    {"engine"},
     {"demo"},
     {"__main__"},
 )

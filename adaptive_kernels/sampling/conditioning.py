@@ -140,37 +140,36 @@ def _hides_rows(value: Any, batch: int, depth: int) -> bool:
     return any(_hides_rows(part, batch, depth - 1) for part in itertools.islice(parts, _MOST))
 
 
-def check_alike(first: Tree, second: Tree) -> None:
-    """Raise ValueError unless halves stack: the same paths, kinds, shapes and plain values.
+def check_alike(
+    first: Tree, second: Tree, names: tuple[str, str] = ("unconditional", "conditioning")
+) -> None:
+    """Raise ValueError unless trees stack: the same paths, kinds, shapes and plain values.
 
-    first: unconditional. second: conditioning.
+    first, second: such as the unconditional half and the conditional one, called by `names`.
     """
+    own, other = names
     kinds = [{path: kind for path, kind, _ in half.structure} for half in (first, second)]
     for path in {**kinds[0], **kinds[1]}:
         a, b = (half.get(path) for half in kinds)
         if _family(a) is not _family(b):
             got = " and ".join("nothing" if kind is None else kind.__name__ for kind in (a, b))
-            raise ValueError(
-                f"unconditional{path} and conditioning{path} must be of one kind, got {got}"
-            )
-    unconditional, conditioning = first.leaves, second.leaves
-    for path in {**conditioning, **unconditional}:
-        for name, half in (("unconditional", unconditional), ("conditioning", conditioning)):
-            if path not in half:
+            raise ValueError(f"{own}{path} and {other}{path} must be of one kind, got {got}")
+    for path in {**second.leaves, **first.leaves}:
+        for name, half in ((own, first), (other, second)):
+            if path not in half.leaves:
                 raise ValueError(
-                    f"unconditional and conditioning must name the same arguments; "
-                    f"{name} has no {path}"
+                    f"{own} and {other} must name the same arguments; {name} has no {path}"
                 )
-        a, b = unconditional[path], conditioning[path]
+        a, b = first.leaves[path], second.leaves[path]
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if a.shape != b.shape or a.dtype != b.dtype:
                 raise ValueError(
-                    f"unconditional{path} must have the shape and dtype of conditioning{path}, "
+                    f"{own}{path} must have the shape and dtype of {other}{path}, "
                     f"{tuple(b.shape)} {b.dtype}, got {tuple(a.shape)} {a.dtype}"
                 )
         elif isinstance(a, Tensor) or isinstance(b, Tensor) or (a is not b and a != b):
             raise ValueError(
-                f"unconditional{path} must equal conditioning{path} where one of them is no "
+                f"{own}{path} must equal {other}{path} where one of them is no "
                 f"tensor, got {_kind(a)} and {_kind(b)}"
             )
 

@@ -152,10 +152,10 @@ def seeds_of(seed, batch: int) -> Tensor:
     return seeds
 
 
-def expect(name, value, shape, device):
+def expect(name, value, shape, device, like="the noise"):
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     if value.device != device:
-        raise ValueError(f"{name} must be on {device} as the noise is, got {value.device}")
+        raise ValueError(f"{name} must be on {device} as {like} is, got {value.device}")

@@ -130,34 +130,7 @@ class NetworkCall:
             indices = torch.cat([samples, samples + self.shape[0]]) if self.guided else samples
             model_input, timestep = model_input[indices], timestep[indices]
             keywords = self._tree.rebuild(iter(self._join(samples)))
-        model_input = model_input.view(-1, *self.shape[1:])
-        try:
-            output = _tensor_of(self.model(model_input, timestep, **keywords))
-        except RuntimeError as error:
-            # Its own kinds of error say what they are.
-            if type(error) is not RuntimeError or not _DTYPE.search(str(error)):
-                raise
-            dtype = str(model_input.dtype).removeprefix("torch.")
-            raise RuntimeError(
-                f"the model fails on an input of {dtype}: {error}; name the dtype it takes with "
-                "AdaptiveSampler(dtype=...), or convert the conditioning"
-            ) from error
-        if output.data_ptr() == model_input.data_ptr():
-            output = output.clone()  # a network that returns its input: the op writes there
-        if output.shape != model_input.shape:
-            raise ValueError(
-                f"the model must return the shape of its input {tuple(model_input.shape)}, "
-                f"got {tuple(output.shape)}{_surplus(output, model_input)}"
-            )
-        if output.device != model_input.device:
-            raise ValueError(
-                f"the model must return a tensor on {model_input.device}, got {output.device}"
-            )
-        if not output.is_floating_point():
-            raise TypeError(f"the model must return floating-point numbers, got {output.dtype}")
-        if output.dtype not in DTYPES:
-            output = output.float()
-        return output.reshape(output.shape[0], -1).contiguous()
+        return called(self.model, model_input.view(-1, *self.shape[1:]), timestep, keywords)
 
     def fixed(self) -> "NetworkCall":
         """The same call of all rows, with conditioning in buffers of its own."""
@@ -179,6 +152,45 @@ class NetworkCall:
 
     def bytes(self) -> int:
         return sum(leaf.nbytes for leaf in self.leaves() if isinstance(leaf, Tensor))
+
+
+def called(
+    model: Callable, model_input: Tensor, timestep: Tensor, keywords: Mapping[str, Any]
+) -> Tensor:
+    """What a network returns for rows, [rows, N] in one of DTYPES, contiguous and no alias.
+
+    Args:
+        model_input: [rows, ...]. timestep: [rows]. keywords: what else the model takes.
+
+    Raises: TypeError, ValueError where it returns anything else; what the model raises.
+    """
+    try:
+        output = _tensor_of(model(model_input, timestep, **keywords))
+    except RuntimeError as error:
+        # Its own kinds of error say what they are.
+        if type(error) is not RuntimeError or not _DTYPE.search(str(error)):
+            raise
+        dtype = str(model_input.dtype).removeprefix("torch.")
+        raise RuntimeError(
+            f"the model fails on an input of {dtype}: {error}; name the dtype it takes with "
+            "dtype=, or convert the conditioning"
+        ) from error
+    if output.data_ptr() == model_input.data_ptr():
+        output = output.clone()  # a network that returns its input: the op writes there
+    if output.shape != model_input.shape:
+        raise ValueError(
+            f"the model must return the shape of its input {tuple(model_input.shape)}, "
+            f"got {tuple(output.shape)}{_surplus(output, model_input)}"
+        )
+    if output.device != model_input.device:
+        raise ValueError(
+            f"the model must return a tensor on {model_input.device}, got {output.device}"
+        )
+    if not output.is_floating_point():
+        raise TypeError(f"the model must return floating-point numbers, got {output.dtype}")
+    if output.dtype not in DTYPES:
+        output = output.float()
+    return output.reshape(output.shape[0], -1).contiguous()
 
 
 def _tensor_of(output: Any) -> Tensor:

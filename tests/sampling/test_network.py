@@ -495,13 +495,13 @@ def test_a_mismatch_inside_the_network_names_dtype():
     inner = torch.nn.Linear(6, 6).bfloat16()
     with pytest.raises(
         RuntimeError,
-        match=r"fails on an input of float32: .*; name the dtype it takes with \w+.dtype=",
+        match=r"fails on an input of float32: .*; name the dtype it takes with dtype=",
     ) as raised:
         sample(lambda x, t: inner(x))
     assert isinstance(raised.value.__cause__, RuntimeError)
     sample(lambda x, t: inner(x), dtype=torch.bfloat16)
     convolution = torch.nn.Conv1d(2, 2, 1).half()
-    with pytest.raises(RuntimeError, match=r"the dtype it takes with AdaptiveSampler\(dtype="):
+    with pytest.raises(RuntimeError, match=r"the dtype it takes with dtype="):
         sample(lambda x, t: convolution(x))
 
 

@@ -1,0 +1,286 @@
+"""The engine: a queue of samples through the slots of one network, each at its own pace."""
+
+import numbers
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..rules.config import AdaptiveConfig
+from ..sampler import AdaptiveSampler
+from ..sampling.network import network_dtype
+from ..solvers.keywords import known_keywords
+from ..solvers.table import SolverTable
+from .request import Entry, Queue, Request
+from .sample import Sample
+from .serving import serve
+from .slots.batch import Batch
+from .slots.solvers import Solvers
+from .statistics import Record
+from .timeline import timeline_picture
+
+ON_ERROR = ("raise", "yield")
+
+
+class Engine:
+    """Makes many samples with one network, whose batch stays full while there are requests.
+
+        while there is a request or a sample under way:
+            every empty slot takes the next request     # in queue order
+            model_output = network(model_input, timestep)
+            advance(state)                              # every sample to its next network call
+            samples at their end leave their slots
+
+    Samples of one batch stand at different steps, each as far as its own decisions let it go, so
+    that T steps take the time of mean(NFE) network calls per batch, where a batch that waits for
+    its slowest sample takes max(NFE). The host reads once per tick where the samples stand.
+
+    A result depends on its request alone, not on slots, neighbours or order, bit for bit where the
+    network treats rows so: one whose kernels differ by batch size rounds differently.
+
+    Args:
+        model: ``model(model_input, timestep, **conditioning)``, rows in, rows out; with guidance
+            unconditional rows first. It gets as many rows as are in use.
+        scheduler: a diffusers scheduler (left untouched) or a `SolverTable`.
+        num_inference_steps: solver steps; None as `AdaptiveSampler` has it.
+        slots: B, samples that are under way at a time.
+        shape: of one sample's latents, such as (4, 64, 64).
+        config: criterion, threshold and limits; None is `AdaptiveConfig()`. Samples decide alone:
+            granularity "batch" is refused where there is more than one slot.
+        guidance_scale: of requests that have none; None or 1.0: no guidance.
+        unconditional: keyword arguments of the unconditional half, tensors [1, ...], of requests
+            that have none.
+        dtype: of the network's input; None takes the model's.
+        device: of the latents and conditions; None takes that of the model's first parameter, or
+            the CPU.
+        gather: call the network on the rows in use alone; False sends all rows always, to a
+            network that is compiled for one batch size, say.
+        strength_rounding: how requests' strengths are counted, as `SolverTable.from_scheduler`
+            has it.
+        **table_arguments: passed to `SolverTable.from_scheduler`.
+
+    Raises: UnsupportedSchedulerError, ValueError, TypeError naming the argument.
+
+    Source: AdaptiveDiffusion, arXiv 2410.09873, per sample; refilled slots as in continuous
+    batching (Orca, OSDI 2022).
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        scheduler: Any,
+        num_inference_steps: int | None = None,
+        *,
+        slots: int = 16,
+        shape: Sequence[int],
+        config: AdaptiveConfig | None = None,
+        guidance_scale: float | Tensor | None = None,
+        unconditional: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        gather: bool = True,
+        strength_rounding: str | None = None,
+        **table_arguments: Any,
+    ):
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {type(model).__name__}")
+        if isinstance(slots, bool) or not isinstance(slots, numbers.Integral):
+            raise TypeError(f"slots must be an int, got {slots!r}")
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        if not isinstance(gather, bool):
+            raise TypeError(f"gather must be a bool, got {gather!r}")
+        shape = _shape(shape)
+        known_keywords(Engine, scheduler, table_arguments)
+        if strength_rounding is not None and "strength" in table_arguments:
+            table_arguments["strength_rounding"] = strength_rounding
+        sampler = AdaptiveSampler(
+            *(scheduler, num_inference_steps, config, guidance_scale, dtype),
+            **table_arguments,
+        )
+        config = sampler.config
+        if config.granularity == "batch" and slots > 1:
+            raise ValueError(
+                "config must have granularity 'sample': samples of an engine stand at different "
+                "steps and decide alone, got 'batch'"
+            )
+        scale = sampler.guidance_scale
+        if scale is not None and scale.numel() != 1:
+            raise ValueError(
+                f"guidance_scale must be one number (requests may have their own), got "
+                f"{tuple(scale.shape)}"
+            )
+        own_steps = isinstance(scheduler, SolverTable) or {"timesteps", "sigmas"} & {
+            *table_arguments
+        }
+        if num_inference_steps is None and not own_steps:
+            num_inference_steps = config.num_inference_steps
+        self.table, self.config, self.slots, self.shape = sampler.table, config, int(slots), shape
+        table_arguments.pop("strength_rounding", None)
+        self._batch = Batch(
+            model,
+            Solvers(scheduler, self.table, num_inference_steps, strength_rounding, table_arguments),
+            config,
+            self.slots,
+            shape,
+            guidance_scale=None if scale is None else scale.reshape(()),
+            unconditional=unconditional,
+            dtype=dtype or network_dtype(model),
+            device=_device(device, model),
+            gather=gather,
+        )
+        self._lock = threading.Lock()
+        # Weakly: an iterator that is let go of ends its run.
+        self._running: Callable[[], Iterator[Sample] | None] = _nobody
+        self._closed = False
+
+    def run(
+        self,
+        requests: Iterable[Request | None],
+        *,
+        ordered: bool = False,
+        on_error: str = "raise",
+        progress: bool = True,
+    ) -> Iterator[Sample]:
+        """Samples the requests; an iterator over the results as they are finished.
+
+        Nothing happens but while the next result is waited for, and a request is taken only when
+        there is a slot for it: a slow consumer holds the engine back, and an endless iterable
+        streams. A run that is left early (``break``) is closed with its iterator.
+
+        Args:
+            requests: an iterable of `Request`; None in the place of one: there is none yet, and
+                it is asked again after the next tick.
+            ordered: results in queue order; else as they are finished.
+            on_error: of a request that cannot be taken in: "yield" hands out a `Sample` with
+                ``error`` in its place; "raise" takes no further request, finishes what is under
+                way, and then raises a `RequestError`.
+            progress: whether to show a tqdm bar.
+
+        Raises: TypeError, ValueError naming the argument; RuntimeError while another run of this
+            engine is under way, or after `close`; within the iteration RequestError, and
+            EngineError with the unfinished ids where the network fails, after what was finished.
+        """
+        for name, value in (("ordered", ordered), ("progress", progress)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be a bool, got {value!r}")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
+        queue = Queue(requests)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            if self._running() is not None:
+                raise RuntimeError(
+                    "a run of this engine is under way: go to its end, or close() its iterator"
+                )
+            record = Record(self.slots)
+            self._batch.clear(record)
+            running = self._samples(queue, record, ordered, on_error, progress)
+            self._running = weakref.ref(running)
+        # It must have begun: an iterator that never did has nothing that closing it could end.
+        next(running)
+        return running
+
+    @torch.no_grad()
+    def _samples(
+        self, queue: Queue, record: Record, ordered: bool, on_error: str, progress: bool
+    ) -> Iterator[Any]:
+        bar = None
+
+        def failed(entry: Entry, error: Exception) -> Sample:
+            record.failed += 1
+            return Sample(entry.id, entry.number, entry.item, error=error)
+
+        try:
+            yield None
+            bar = tqdm(total=queue.size, unit="sample", disable=not progress)
+            serving = serve(
+                queue, self._batch, self.slots, ordered=ordered, on_error=on_error, failed=failed
+            )
+            for sample in serving:
+                if record.done:
+                    note = f"NFE {record.calls / record.done:.1f} of {self.table.num_steps}"
+                    bar.set_postfix_str(note, refresh=False)
+                bar.update()
+                yield sample
+        finally:
+            if bar is not None:
+                bar.close()
+            record.close()
+            self._running = _nobody
+
+    def report(self) -> dict[str, Any]:
+        """The last run, or the one under way, for a program.
+
+        samples, failed: requests with a result and without. ticks: network calls. mean_nfe: calls
+        per sample. occupancy: share of the slots that held a sample, mean over ticks. idle_rows:
+        empty slots, summed over ticks. network_rows: rows of the network in all; wasted_rows: of
+        them, those that nobody waited for. network_seconds: within the network's calls, by the
+        device's clock on a GPU; tick_seconds: in ticks, the network included; seconds: in all, the
+        consumer's time included. request_seconds, queue_seconds: mean, p50, p95 and p99 of the time
+        of a request in its slot, and of its wait for one, from the beginning of the run where the
+        requests have a length, else from when they were taken; None without results; of the last
+        10,000. memory: bytes of the buffers around the network.
+        """
+        return {**self._batch.record.report(), "memory": self._batch.bytes()}
+
+    def timeline_picture(self, path: str | PathLike, title: str = "") -> None:
+        """Draws the last run: slots by ticks, coloured by request, and the occupancy above.
+
+        Args:
+            path: the PNG file to write. title: one line at the top; "" says what was run.
+
+        Raises: ValueError where nothing was sampled yet; ImportError without matplotlib.
+        """
+        timeline_picture(path, self._batch.record, title)
+
+    def close(self) -> None:
+        """Ends the run that is under way, and frees the buffers; a later run is refused."""
+        running = self._running()
+        if running is not None:
+            running.close()
+        with self._lock:
+            self._closed = True
+            self._batch.lanes.clear()
+            self._batch.conditions.forget()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.slots} slots of {list(self.shape)}, {self.table})"
+
+
+def _nobody() -> None:
+    return None
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    found = tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else ()
+    integers = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in found)
+    if not found or not integers or min(found) < 1:
+        raise ValueError(
+            f"shape must be that of one sample's latents, such as (4, 64, 64), got {shape!r}"
+        )
+    return tuple(map(int, found))
+
+
+def _device(device: Any, model: Any) -> torch.device:
+    if device is None:
+        parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+        return next((p.device for p in parameters), torch.device("cpu"))
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device, got {device!r}: {error}") from None
+    # "cuda" is the current one by number: tensors are compared with it.
+    return torch.empty(0, device=found).device

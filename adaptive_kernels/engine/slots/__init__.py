@@ -1,0 +1,1 @@
+"""What stands in the slots of an engine: states, conditions, and one network call for all."""
