@@ -19,7 +19,7 @@ from ..solvers.table import SolverTable
 from .request import Entry, Queue, Request
 from .sample import Sample
 from .serving import serve
-from .slots.batch import Batch
+from .slots.batch import Batch, one_scale
 from .slots.solvers import Solvers
 from .statistics import Record
 from .timeline import timeline_picture
@@ -109,12 +109,7 @@ class Engine:
                 "config must have granularity 'sample': samples of an engine stand at different "
                 "steps and decide alone, got 'batch'"
             )
-        scale = sampler.guidance_scale
-        if scale is not None and scale.numel() != 1:
-            raise ValueError(
-                f"guidance_scale must be one number (requests may have their own), got "
-                f"{tuple(scale.shape)}"
-            )
+        scale = one_scale(sampler.guidance_scale)
         own_steps = isinstance(scheduler, SolverTable) or {"timesteps", "sigmas"} & {
             *table_arguments
         }
@@ -128,7 +123,7 @@ class Engine:
             config,
             self.slots,
             shape,
-            guidance_scale=None if scale is None else scale.reshape(()),
+            guidance_scale=scale,
             unconditional=unconditional,
             dtype=dtype or network_dtype(model),
             device=_device(device, model),

@@ -49,25 +49,7 @@ def begin(
     if noise.is_meta:
         raise ValueError("noise must have values, got a meta tensor")
     batch = noise.shape[0]
-    x = noise.float() * table.init_noise_sigma
-    if latents is None and (table.needs_latents or table.begin):
-        why = "was made with a strength"
-        if table.begin:
-            why = f"leaves out the first {table.begin} rows of its schedule"
-        elif table.levels is not None and table.levels.rising:
-            why = "leads from an image to noise"
-        raise ValueError(
-            f"latents must be given, the clean ones to start from, as this table {why}; got None"
-        )
-    if latents is not None:
-        if table.start is None:
-            raise ValueError(
-                f"latents must be None for {table}: its scheduler has no add_noise() and keeps no "
-                "noise levels that fit its steps, so how much noise they need is not known"
-            )
-        expect("latents", latents, noise.shape, noise.device)
-        clean_scale, noise_scale = table.start
-        x = clean_scale * latents.float() + noise_scale * noise.float()
+    x = first_latents(table, noise, latents)
     if step_noise is not None:
         expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
         step_noise = step_noise.float()
@@ -98,6 +80,33 @@ def begin(
             )
         start.inputs.threshold.copy_(values)
     return start
+
+
+def first_latents(table: SolverTable, noise: Tensor, latents: Tensor | None) -> Tensor:
+    """[B, ...] float32: x_0, from standard normal noise, and from clean latents where it takes them.
+
+    Raises: TypeError, ValueError naming the argument.
+    """
+    x = noise.float() * table.init_noise_sigma
+    if latents is None and (table.needs_latents or table.begin):
+        why = "was made with a strength"
+        if table.begin:
+            why = f"leaves out the first {table.begin} rows of its schedule"
+        elif table.levels is not None and table.levels.rising:
+            why = "leads from an image to noise"
+        raise ValueError(
+            f"latents must be given, the clean ones to start from, as this table {why}; got None"
+        )
+    if latents is not None:
+        if table.start is None:
+            raise ValueError(
+                f"latents must be None for {table}: its scheduler has no add_noise() and keeps no "
+                "noise levels that fit its steps, so how much noise they need is not known"
+            )
+        expect("latents", latents, noise.shape, noise.device)
+        clean_scale, noise_scale = table.start
+        x = clean_scale * latents.float() + noise_scale * noise.float()
+    return x
 
 
 def guidance_of(value) -> Tensor | None:

@@ -50,7 +50,7 @@ BAD = [
     ({"threshold": torch.ones(2)}, ValueError, r"threshold must have shape \(\) or \(1,\)"),
     ({"guidance_scale": 2.0}, ValueError, "unconditional must be given with a guidance_scale of 2"),
     ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be finite"),
-    ({"guidance_scale": torch.ones(2) * 3}, ValueError, "guidance_scale must be one number in a"),
+    ({"guidance_scale": torch.ones(2) * 3}, ValueError, "guidance_scale must be one number"),
     ({"conditioning": 3}, TypeError, "conditioning must be a mapping"),
     ({"conditioning": {}}, ValueError, "the first request's conditioning must name the same"),
     ({"conditioning": {"label": torch.ones(2)}}, ValueError, r"conditioning\['?\.?label"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
-from ...sampling.inputs import begin, expect, guidance_of
+from ...sampling.inputs import expect, guidance_of
 from ...sampling.network import called
 from ...solvers.table import SolverTable
 from ..request import Entry, Request, noise_of, seed_of
@@ -25,7 +25,7 @@ class Batch:
     """B slots of one network, each with a sample at a step of its own, or empty.
 
     Args:
-        shape: of a sample. guidance_scale: () or None, and unconditional: where a request has none.
+        shape: of a sample. guidance_scale, unconditional: where a request has none.
         gather: whether the network is called on the rows that are in use, and not on all.
         record: takes the counts.
     """
@@ -38,7 +38,7 @@ class Batch:
         slots: int,
         shape: tuple[int, ...],
         *,
-        guidance_scale: Tensor | None,
+        guidance_scale: float | None,
         unconditional: Mapping[str, Any] | None,
         dtype: torch.dtype,
         device: torch.device,
@@ -81,7 +81,7 @@ class Batch:
             unconditional = self.unconditional
             if unconditional is None:
                 raise ValueError(
-                    f"unconditional must be given with a guidance_scale of {float(scale)} (to the "
+                    f"unconditional must be given with a guidance_scale of {scale} (to the "
                     "request or to the engine; {} where the model takes nothing), got None"
                 )
         trees = self.conditions.check(request.conditioning, unconditional)
@@ -89,15 +89,9 @@ class Batch:
         if latents is not None and request.strength is None and not table.needs_latents:
             raise ValueError("strength must be given with latents, got None")
         lane = self._lane(table, scale is not None)
-        start = begin(
-            *(lane.table, self.config, self.model),
+        start = lane.start(
             noise_of(seed, self.shape).to(self.device) if noise is None else noise,
-            latents=latents,
-            seed=[seed],
-            guidance_scale=scale,
-            threshold=request.threshold,
-            dtype=self.dtype,
-            tables=lane.state.tables,
+            *(latents, seed, scale, request.threshold),
         )
         self.conditions.put(slot, trees)
         lane.admit(slot, start)
@@ -126,16 +120,10 @@ class Batch:
         """Bytes around the network: states, tables and conditions."""
         return self.conditions.bytes() + sum(lane.state.bytes() for lane in self.lanes.values())
 
-    def _guidance(self, request: Request) -> Tensor | None:
-        scale = self.guidance_scale
-        if request.guidance_scale is not None:
-            scale = guidance_of(request.guidance_scale)
-            if scale is not None and scale.numel() != 1:
-                raise ValueError(
-                    f"guidance_scale must be one number in a request, got {tuple(scale.shape)}"
-                )
-            scale = None if scale is None or float(scale) == 1.0 else scale.reshape(())
-        return scale
+    def _guidance(self, request: Request) -> float | None:
+        if request.guidance_scale is None:
+            return self.guidance_scale
+        return one_scale(guidance_of(request.guidance_scale))
 
     def _latents(self, name: str, value: Tensor | None) -> Tensor | None:
         """[1, *shape], of a tensor of a sample's shape with that 1 before it or not."""
@@ -234,3 +222,16 @@ class Batch:
                     **self.record.finished(slot, entry, nfe),
                 ),
             )
+
+
+def one_scale(scale: Tensor | None) -> float | None:
+    """What `guidance_of` made of a scale, as a number; None: no guidance.
+
+    Raises: ValueError where it holds several.
+    """
+    if scale is not None and scale.numel() != 1:
+        raise ValueError(
+            f"guidance_scale must be one number (requests may have their own), got "
+            f"{tuple(scale.shape)}"
+        )
+    return None if scale is None or float(scale) == 1.0 else float(scale)

@@ -31,15 +31,28 @@ class Conditions:
 
         Raises: TypeError, ValueError naming the argument and the path within it.
         """
-        trees = [tree_of("conditioning", conditioning, 1, self.device)]
+        trees = [self._tree("conditioning", conditioning)]
         if unconditional is not None:
-            trees.insert(0, tree_of("unconditional", unconditional, 1, self.device))
-            check_alike(*trees)
-        if self._first is not None:
-            check_alike(
-                trees[-1], self._first, ("conditioning", "the first request's conditioning")
-            )
+            trees.insert(0, self._tree("unconditional", unconditional))
+            if trees[0].structure is not trees[1].structure:
+                check_alike(*trees)
+        first = self._first
+        if first is not None and trees[-1].structure is not first.structure:
+            names = "conditioning", "the first request's conditioning"
+            check_alike(trees[-1], first, names)
         return trees
+
+    def _tree(self, name: str, given: Mapping | None) -> Tree:
+        """A half taken apart; at once where it is as flat as the first one, and alike.
+
+        What shares the first one's `structure` goes together with it.
+        """
+        first = self._first
+        if first is not None and len(first.structure) == 1 and isinstance(given, dict):
+            leaves = {f"[{key!r}]": value for key, value in given.items()}
+            if list(leaves) == list(first.leaves) and all(map(_alike, *_pairs(leaves, first))):
+                return Tree(leaves, first.structure, first.rebuild)
+        return tree_of(name, given, 1, self.device)
 
     def put(self, slot: int, trees: list[Tree]) -> None:
         """Writes what `check` gave into a slot's rows."""
@@ -71,3 +84,17 @@ class Conditions:
 
     def bytes(self) -> int:
         return sum(row.nbytes for row in self._rows if isinstance(row, Tensor))
+
+
+def _pairs(leaves: dict[str, Any], first: Tree) -> tuple[Any, Any]:
+    return leaves.values(), first.leaves.values()
+
+
+def _alike(leaf: Any, other: Any) -> bool:
+    """Whether tensors stack: of one kind, shape, dtype and device."""
+    return (
+        type(leaf) is type(other) is Tensor
+        and leaf.shape == other.shape
+        and leaf.dtype == other.dtype
+        and leaf.device == other.device
+    )

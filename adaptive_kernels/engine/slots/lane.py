@@ -5,9 +5,13 @@ from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
 from ...rules.fills import fill_tables
-from ...sampling.start import Start
+from ...sampling.inputs import first_latents, threshold_of
+from ...sampling.start import Inputs, Start
 from ...sampling.state import State
 from ...solvers.table import SolverTable
+
+# Guidance scales whose noise is remembered.
+_SCALES = 1000
 
 
 class Lane:
@@ -28,7 +32,8 @@ class Lane:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        self.table, self.guided, self.slots, self.shape = table, guided, slots, shape
+        self.table, self.config, self.guided, self.slots = table, config, guided, slots
+        self.dtype, self.device, self.steps = dtype, device, table.num_steps
         nothing = torch.zeros(slots, *shape, device=device)
         scale = torch.ones(slots, device=device) if guided else None
         start = Start.of(
@@ -39,19 +44,59 @@ class Lane:
             tables=fill_tables(table, config).to(device),
         )
         self.state = State.of(start)
+        self._threshold = start.inputs.threshold[:1]
+        self._noises: dict[float | None, Tensor] = {}
         self.clear()
-
-    @property
-    def steps(self) -> int:
-        return len(self.state.rows)
 
     def clear(self) -> None:
         """Puts every slot at rest, whatever is in it."""
+        # An autocast around the next run may be another one.
+        self._noises.clear()
         self.taken: list[int] = []
         self.state.progress.zero_()
         self.state.index.fill_(self.steps)
 
+    def start(
+        self,
+        noise: Tensor,
+        latents: Tensor | None,
+        seed: int,
+        guidance_scale: float | None,
+        threshold: float | Tensor | None,
+    ) -> Start:
+        """A sample before its first step: what `sampling.inputs.begin` makes of the same.
+
+        noise, latents: [1, ...], checked. guidance_scale: None in a lane of plain samples.
+
+        Raises: TypeError, ValueError naming the argument.
+        """
+        x = first_latents(self.table, noise, latents)
+        value = self._threshold if threshold is None else threshold_of(threshold, 1).reshape(1)
+        scale = torch.tensor([guidance_scale or 0.0], dtype=torch.float32, device=self.device)
+        inputs = Inputs(
+            guidance_scale=scale,
+            threshold=value,
+            output_noise=self._noise(guidance_scale),
+            seed=torch.tensor([seed], dtype=torch.int64, device=self.device),
+            noise=None,
+        )
+        return Start(self.state.tables, x.reshape(1, -1), inputs, self.guided, self.dtype)
+
+    def _noise(self, guidance_scale: float | None) -> Tensor:
+        """[1] float32: what counts as noise of an output guided so."""
+        if guidance_scale not in self._noises:
+            if len(self._noises) >= _SCALES:
+                self._noises.clear()
+            scale = None if guidance_scale is None else torch.tensor([guidance_scale])
+            start = Start.of(
+                *(self.table, torch.zeros(1, 1), self.config),
+                **{"guidance_scale": scale, "dtype": self.dtype},
+            )
+            self._noises[guidance_scale] = start.inputs.output_noise.to(self.device)
+        return self._noises[guidance_scale]
+
     def admit(self, slot: int, start: Start) -> None:
+        """A sample takes an empty slot."""
         self.state.admit(slot, start)
         self.taken = sorted([*self.taken, slot])
 
