@@ -16,6 +16,7 @@ from ..sampler import AdaptiveSampler
 from ..sampling.network import network_dtype
 from ..solvers.keywords import known_keywords
 from ..solvers.table import SolverTable
+from .pipeline.engine import PipelineEngine
 from .request import Entry, Queue, Request
 from .sample import Sample
 from .serving import serve
@@ -129,10 +130,69 @@ class Engine:
             device=_device(device, model),
             gather=gather,
         )
+        self.dtype = self._batch.dtype
         self._lock = threading.Lock()
         # Weakly: an iterator that is let go of ends its run.
         self._running: Callable[[], Iterator[Sample] | None] = _nobody
         self._closed = False
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        num_inference_steps: int | None = None,
+        *,
+        slots: int = 16,
+        config: AdaptiveConfig | None = None,
+        guidance_scale: float | None = None,
+        gather: bool = True,
+        encode_batch: int = 8,
+        decode_batch: int = 4,
+        output_type: str = "pil",
+        eta: float = 0.0,
+        **arguments: Any,
+    ) -> PipelineEngine:
+        """An engine whose requests are prompts: ``for sample in engine.run(["a red ball", ...])``.
+
+        Prompts, noise and timesteps are the pipeline's own doing: its call is run up to the first
+        network call. Stable Diffusion, SDXL, Stable Diffusion 3 and Flux give images; others that
+        call one network once a step give latents. The pipeline stays as it is.
+
+        Args:
+            pipe: a text-to-image pipeline of diffusers, not enabled.
+            num_inference_steps: None takes the config's, else the pipeline's default.
+            slots, config, gather: as the engine has them.
+            guidance_scale: None takes the pipeline's default.
+            encode_batch: prompts that are encoded together, and taken ahead at most.
+            decode_batch: images that the VAE makes together; 1 hands each out at once.
+            output_type: of ``sample.image``: "pil", "np", "pt", or "latent" for none.
+            eta: of the scheduler's step(), where it takes one.
+            **arguments: of the pipeline's call, the same for all prompts: height, width, ...
+
+        Raises: TypeError, ValueError naming the argument; UnsupportedSchedulerError.
+        """
+        if config is not None and not isinstance(config, AdaptiveConfig):
+            raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
+        config = AdaptiveConfig() if config is None else config
+        if num_inference_steps is None:
+            num_inference_steps = config.num_inference_steps
+        if num_inference_steps is not None:
+            arguments["num_inference_steps"] = num_inference_steps
+
+        def make(model, table, shape, dtype, device, scale) -> Engine:
+            options = {"slots": slots, "shape": shape, "config": config, "gather": gather}
+            options |= {"guidance_scale": scale, "dtype": dtype, "device": device}
+            return cls(model, table, **options)
+
+        return PipelineEngine(
+            *(pipe, make),
+            encode_batch=encode_batch,
+            decode_batch=decode_batch,
+            output_type=output_type,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            arguments=arguments,
+        )
 
     def run(
         self,

@@ -40,6 +40,14 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
+class Refused:
+    """A request that could not be made, in its place in the queue."""
+
+    id: Any
+    error: Exception
+
+
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A place in the queue. item: what stands there, a `Request` if the user did it right."""
 

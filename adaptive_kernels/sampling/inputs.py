@@ -83,7 +83,7 @@ def begin(
 
 
 def first_latents(table: SolverTable, noise: Tensor, latents: Tensor | None) -> Tensor:
-    """[B, ...] float32: x_0, from standard normal noise, and from clean latents where it takes them.
+    """[B, ...] float32: x_0, of standard normal noise, and of clean latents where it takes them.
 
     Raises: TypeError, ValueError naming the argument.
     """

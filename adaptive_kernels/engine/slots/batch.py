@@ -10,7 +10,7 @@ from ...rules.config import AdaptiveConfig
 from ...sampling.inputs import expect, guidance_of
 from ...sampling.network import called
 from ...solvers.table import SolverTable
-from ..request import Entry, Request, noise_of, seed_of
+from ..request import Entry, Refused, Request, noise_of, seed_of
 from ..sample import Sample
 from ..statistics import Record
 from .conditions import Conditions
@@ -66,6 +66,8 @@ class Batch:
         Raises: TypeError, ValueError naming the argument; then everything is as it was.
         """
         request = entry.item
+        if isinstance(request, Refused):
+            raise request.error
         if not isinstance(request, Request):
             raise TypeError(f"a request must be a Request, got {type(request).__name__}")
         seed = seed_of(request)

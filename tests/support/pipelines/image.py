@@ -64,6 +64,85 @@ def sd2(**more: Any) -> Any:
     return sd(solver=solver, unet=net, **more)
 
 
+def t5() -> Any:
+    """A tiny T5 encoder of 32 features."""
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=190, **sizes)).eval()
+
+
+def sd3(solver: Any = None, **more: Any) -> Any:
+    """A tiny Stable Diffusion 3, three text encoders and all."""
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=SIZE,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=SIZE,
+    ).eval()
+    return quiet(
+        StableDiffusion3Pipeline(
+            **{
+                "transformer": transformer,
+                "scheduler": solver or scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0),
+                "vae": vae(shift_factor=0.06, scaling_factor=1.5),
+                "text_encoder": text_encoder(projection=True),
+                "text_encoder_2": text_encoder(projection=True),
+                "text_encoder_3": t5(),
+                "tokenizer": tokenizer(),
+                "tokenizer_2": tokenizer(),
+                "tokenizer_3": tokenizer(),
+                **more,
+            }
+        )
+    )
+
+
+def flux(solver: Any = None, **more: Any) -> Any:
+    """A tiny Flux, which packs its latents and takes its guidance as a condition."""
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    ).eval()
+    solver = solver or scheduler("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    return quiet(
+        FluxPipeline(
+            **{
+                "transformer": transformer,
+                "scheduler": solver,
+                "vae": vae(shift_factor=0.06, scaling_factor=1.5),
+                "text_encoder": text_encoder(),
+                "text_encoder_2": t5(),
+                "tokenizer": tokenizer(),
+                "tokenizer_2": tokenizer(),
+                **more,
+            }
+        )
+    )
+
+
 def ldm(solver: Any = None) -> Any:
     from diffusers import LDMTextToImagePipeline
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (

@@ -49,7 +49,7 @@ def text_encoder(projection: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
-def vae() -> Any:
+def vae(**config: Any) -> Any:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -62,6 +62,7 @@ def vae() -> Any:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=2 * SIZE,
+        **config,
     ).eval()
 
 

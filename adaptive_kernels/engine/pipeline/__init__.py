@@ -1,0 +1,1 @@
+"""An engine for a diffusers pipeline: prompts in, images out."""
