@@ -1,4 +1,4 @@
-"""The command line: `python -m adaptive_kernels demo` and `info`."""
+"""The command line: `python -m adaptive_kernels demo`, `serve-file` and `info`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--json", action="store_true", help=json_help)
     demo.set_defaults(function=_demo)
 
+    _add_serve_file(commands, json_help)
+
     info = commands.add_parser(
         "info",
         help="what was built, what serves each device, and why",
@@ -84,6 +86,83 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help=json_help)
     info.set_defaults(function=_info)
     return parser
+
+
+def _add_serve_file(commands: argparse._SubParsersAction, json_help: str) -> None:
+    serve = commands.add_parser(
+        "serve-file",
+        help="sample a file of requests through an engine, one image each",
+        description="Sample the requests of a file, one JSON object a line, through an engine; "
+        "write DIR/<id>.png. Without --model a line is for the shipped model: id, seed, class (0 "
+        "to 9 or a name), guidance_scale, threshold, image with strength. With --model it is for "
+        "a local diffusers pipeline: id, seed, prompt, negative_prompt, guidance_scale, threshold "
+        "and further arguments of its call. Images that are there already, of the same request "
+        "and settings, stay. A request that fails fails alone, and the exit code is 1 then.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = serve.add_argument
+    option("requests", type=Path, metavar="requests.jsonl", help="a JSON object a line")
+    option("--out", type=Path, required=True, metavar="DIR", help="folder for the images")
+    option("--model", type=Path, metavar="FOLDER", help="a diffusers pipeline; None: the shipped")
+    option("--steps", type=_integer(1), metavar="N", help="solver steps; None: those of --calls, "
+           "50 of the shipped model, or the pipeline's default")  # fmt: skip
+    option("--slots", type=_integer(1), default=16, metavar="N", help="samples at a time")
+    option("--calls", type=_integer(1), metavar="N", help="about so many network calls a sample, "
+           "as AdaptiveConfig.recommended(calls=) has it")  # fmt: skip
+    option("--threshold", type=_positive, metavar="X", help="None: by the solver and the steps")
+    option("--guidance", type=_positive, metavar="G", help="guidance scale of lines without one; "
+           "None: 2 of the shipped model, or the pipeline's default")  # fmt: skip
+    option("--height", type=_integer(1), metavar="N", help="in pixels, with --model")
+    option("--width", type=_integer(1), metavar="N", help="in pixels, with --model")
+    option("--device", default="cpu", help="a torch device")
+    option("--dtype", choices=("float32", "float16", "bfloat16"), help="with --model")
+    option("--timeline", type=Path, metavar="PNG", help="a picture of who stood where when")
+    option("--no-progress", action="store_true", help="draw no progress bar")
+    option("--json", action="store_true", help=json_help)
+    serve.set_defaults(function=_serve_file)
+
+
+def _serve_file(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from .rules.config import AdaptiveConfig
+    from .serve.run import serve_file
+    from .serve.sources import pipeline, shipped
+
+    given = arguments
+    config = AdaptiveConfig.recommended(
+        given.calls, **({} if given.threshold is None else {"threshold": given.threshold})
+    )
+    usual = given.steps, given.slots, config, given.guidance, given.device
+    if given.model is None:
+        for name in ("height", "width", "dtype"):
+            if getattr(given, name) is not None:
+                raise ValueError(f"--{name} goes with --model")
+        source = shipped(given.requests.parent, *usual)
+    else:
+        dtype = None if given.dtype is None else getattr(torch, given.dtype)
+        source = pipeline(given.model, *usual, dtype, (given.height, given.width))
+    summary = serve_file(given.requests, given.out, source, config, progress=not given.no_progress)
+    if given.timeline is not None and summary["made"]:
+        source.engine.timeline_picture(given.timeline)
+    text = sys.stderr if given.json else sys.stdout
+    for failure in summary["failed"]:
+        print(f"line {failure['line']} ({failure['id']}): {failure['error']}", file=text)
+    report = summary["report"]
+    print(
+        f"{summary['made']} made, {summary['kept']} kept, {len(summary['failed'])} failed, in "
+        f"{summary['out']}",
+        file=text,
+    )
+    if summary["made"]:
+        print(
+            f"{report['samples_per_second']:.2f} samples per second, {report['mean_nfe']:.1f} "
+            f"network calls each, {report['occupancy']:.0%} of {report['slots']} slots in use",
+            file=text,
+        )
+    if given.json:
+        print(json.dumps(summary, indent=2, allow_nan=False))
+    return 1 if summary["failed"] else 0
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -155,14 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        parsed.function(parsed)
+        return parsed.function(parsed) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, TypeError, ValueError, RuntimeError, ImportError) as error:
         print(f"{PROGRAM} {parsed.command}: error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ ORDER = (
     {"pipelines"},
     {"engine"},
     {"demo"},
+    {"serve"},
     {"__main__"},
 )
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}

@@ -181,7 +181,7 @@ class Preamble:
 
 
 def check_arguments(pipe: Any, names: Iterable[str]) -> None:
-    """Raise TypeError for an argument that a pipeline's call does not have, whatever it swallows."""
+    """Raise TypeError for an argument that a pipeline does not have, whatever it swallows."""
     known = inspect.signature(type(pipe).__call__).parameters
     for name in names:
         if name not in known:

@@ -1,0 +1,109 @@
+"""Every request of a file sampled, one image each; what is there already stays."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..engine import Request, Sample
+from ..files import replacing
+from ..rules.config import AdaptiveConfig
+from .lines import Line, read_lines
+from .sources import Source
+
+# Of the text in a PNG that says what it was made of.
+KEY = "adaptive_kernels"
+
+
+def serve_file(
+    requests: Path, out: Path, source: Source, config: AdaptiveConfig, progress: bool = True
+) -> dict[str, Any]:
+    """Sample the requests of a file into DIR/<id>.png.
+
+    An image says in its PNG text what it was made of; one of the same request and settings is not
+    made again, so that a file that was interrupted goes on where it stood. A request that fails
+    fails alone.
+
+    Args:
+        requests: JSON lines. out: folder, made if missing. source: what samples them.
+
+    Returns: ``{"requests", "made", "kept": counts, "failed": [{"id", "line", "error"}], "report":
+        of the engine, "out"}``.
+    Raises: OSError where a file cannot be read or written; ValueError where there is no request;
+        EngineError where the network fails: what was finished is there.
+    """
+    lines = read_lines(requests)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"out must be a folder that can be written, got {out}: {error}") from error
+    settings = {**source.settings, "config": repr(config)}
+    made_of = {line.number: _text(line, settings) for line in lines}
+    failed = [_failure(line, line.error) for line in lines if line.error]
+    good = [line for line in lines if not line.error]
+    left = [line for line in good if _made_of(out / f"{line.id}.png") != made_of[line.number]]
+    asked: list[tuple[Line, Request]] = []
+    for line in left:
+        try:
+            asked.append((line, source.request(line)))
+        except (TypeError, ValueError, OSError) as error:
+            failed.append(_failure(line, str(error)))
+    made = 0
+    for line, sample in _samples(source, asked, progress):
+        if sample.error is not None:
+            failed.append(_failure(line, str(sample.error)))
+            continue
+        if sample.nonfinite:
+            failed.append(_failure(line, "the latents hold NaN or Inf"))
+            continue
+        steps = len(sample.refreshed)
+        _save(out / f"{line.id}.png", source.image(sample), made_of[line.number], sample.nfe, steps)
+        made += 1
+    return {
+        "requests": len(lines),
+        "made": made,
+        "kept": len(good) - len(left),
+        "failed": sorted(failed, key=lambda failure: failure["line"]),
+        "report": source.engine.report(),
+        "out": str(out),
+    }
+
+
+def _samples(
+    source: Source, asked: list[tuple[Line, Request]], progress: bool
+) -> Iterator[tuple[Line, Sample]]:
+    # No bar, and no run, for nothing.
+    if asked:
+        for sample in source.run([request for _, request in asked], progress):
+            yield asked[sample.number][0], sample
+
+
+def _text(line: Line, settings: dict[str, Any]) -> str:
+    return json.dumps({"request": line.fields, "settings": settings}, sort_keys=True)
+
+
+def _failure(line: Line, error: str) -> dict[str, Any]:
+    return {"id": line.id, "line": line.number, "error": error}
+
+
+def _made_of(path: Path) -> str | None:
+    """What an image says that it was made of; None where it is none of ours, or none."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "text", {}).get(KEY)
+    except OSError:
+        return None
+
+
+def _save(path: Path, image: Any, made_of: str, nfe: int, steps: int) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(KEY, made_of)
+    text.add_text("nfe", f"{nfe} of {steps}")
+    with replacing(path) as hidden:
+        image.save(hidden, format="png", pnginfo=text)
