@@ -6,9 +6,10 @@
 #
 # Needs torch 2.11 or newer, its nvcc, pytest, pytest-benchmark and hypothesis; no network. The
 # parts, in their order: build (in place, for this GPU alone), tests (the GPU tests, side by side
-# where pytest-xdist is), loop (whole samplings, full-size U-Nets where diffusers is), benchmarks (of
-# the kernels), memcheck, racecheck, initcheck (where compute-sanitizer is). Cases of a part come by
-# what is asked of them, and those that time does not reach are named, as are parts that are skipped.
+# where pytest-xdist is), loop (whole samplings, full-size U-Nets where diffusers is), engine (samples
+# per second of refilled slots), benchmarks (of the kernels), memcheck, racecheck, initcheck (where
+# compute-sanitizer is). Cases of a part come by what is asked of them, and those that time does not
+# reach are named, as are parts that are skipped.
 # A part that fails or runs out of time does not end the check. DIR (default: $OUT, else bench/gpu)
 # gets a log of every part and gpu_check.json, rewritten after every part: device, versions, tests,
 # sanitizers, every time with its bytes and ratios, whether each aim is met, and what failed. Exit
@@ -24,7 +25,7 @@ set -u
 caller=$PWD
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-$PWD/bench/gpu} python=${PYTHON:-python3} seconds=300 build=yes only='' commit=()
-every=(build tests loop benchmarks memcheck racecheck initcheck)
+every=(build tests loop engine benchmarks memcheck racecheck initcheck)
 # What `make` installed, where it did.
 [ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
 
@@ -141,10 +142,12 @@ sanitizer=$(command -v compute-sanitizer ||
 
 # Shares of a short check, of what is asked for; of a long one the sanitizers have more than what is
 # left over.
-tests=$((seconds * 3 / 10)) loop=$((seconds * 22 / 100)) benchmarks=$((seconds / 5))
+tests=$((seconds * 3 / 10)) loop=$((seconds * 22 / 100)) benchmarks=$((seconds * 15 / 100))
+engine=$((seconds * 6 / 100))
 sanitizers=$((seconds / 10 + (seconds > 300 ? (seconds - 300) / 3 : 0)))
 asked tests || tests=0
 asked loop || loop=0
+asked engine || engine=0
 asked benchmarks || benchmarks=0
 asked memcheck || asked racecheck || asked initcheck || sanitizers=0
 [ -n "$sanitizer" ] || sanitizers=0
@@ -153,7 +156,7 @@ if asked build; then
   if [ $build = yes ]; then
     # For this GPU alone, where setup.py lets it: a fraction of the time.
     TORCH_CUDA_ARCH_LIST=$(sed -n 's/.*"capability": "\(.*\)".*/\1/p' "$device") \
-      part build "$(seconds_for 250 $((tests + loop + benchmarks + sanitizers)))" \
+      part build "$(seconds_for 250 $((tests + loop + engine + benchmarks + sanitizers)))" \
       "$out/build.log" "$python" setup.py build_ext --inplace
   else
     skip build "as asked"
@@ -174,7 +177,7 @@ elif asked tests; then
   cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
   ! has xdist || options="$options -n $((cores < 12 ? cores : 12))"
   # shellcheck disable=SC2086  # several files, several options or none
-  OMP_NUM_THREADS=1 part tests "$(seconds_for 220 $((loop + benchmarks + sanitizers)))" \
+  OMP_NUM_THREADS=1 part tests "$(seconds_for 220 $((loop + engine + benchmarks + sanitizers)))" \
     "$out/tests.log" "$python" -m pytest -m gpu -vv --durations=10 -o faulthandler_timeout=100 \
     --continue-on-collection-errors -p no:cacheprovider $options --junitxml="$out/tests.xml" \
     ${files:-tests}
@@ -184,9 +187,16 @@ fi
 if asked loop; then
   most=$loop
   asked benchmarks || most=$seconds
-  limit=$(seconds_for "$most" $((benchmarks + sanitizers)))
+  limit=$(seconds_for "$most" $((engine + benchmarks + sanitizers)))
   part loop "$limit" "$out/loop.log" "$python" -m benchmarks.executors.loop \
     --out "$out/loop.json" --seconds $((limit > 30 ? limit - 15 : limit / 2))
+fi
+if asked engine; then
+  most=$engine
+  asked benchmarks || most=$seconds
+  limit=$(seconds_for "$most" $((benchmarks + sanitizers)))
+  part engine "$limit" "$out/engine.log" "$python" -m benchmarks.engine.gpu \
+    --out "$out/engine.json" --seconds $((limit > 30 ? limit - 15 : limit > 4 ? limit - 4 : limit / 2))
 fi
 if asked benchmarks; then
   limit=$(seconds_for 400 $sanitizers)

@@ -191,6 +191,17 @@ def aims(bench: dict) -> list[dict]:
     return [judge(aim, rows) for aim in _aims()]
 
 
+def engine_aims(engine: dict) -> list[dict]:
+    """The verdict on every aim of the engine; rows of benchmarks/engine/gpu.py."""
+    filled = Aim(
+        "engine_share_of_filled",
+        "the engine with networks of 5 ms: speed-up over T / mean NFE times the slots in use",
+        *("at least", 0.93, lambda row: row["network"] == "5 ms" and row["way"] == "engine"),
+        lambda row: row["share_of_filled"],
+    )
+    return [judge(filled, engine["rows"])]
+
+
 def loop_aims(loop: dict) -> list[dict]:
     """The verdict on every aim of the loop."""
     rows = planned(loop)

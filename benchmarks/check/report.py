@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.check.aims import aims, loop_aims, ratios
+from benchmarks.check.aims import aims, engine_aims, loop_aims, ratios
 from benchmarks.executors.overhead import planned
 
 # Parts that leave results behind.
-RESULTS = ("tests", "loop", "benchmarks")
+RESULTS = ("tests", "loop", "engine", "benchmarks")
+# Results with rows, and what a line of them is called by.
+TIMED = (("loop", "loop"), ("engine", "engine"), ("benchmarks", "benchmark"))
 LATE = "no time was left"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 CODES = {"124": "ran out of time", "137": "ran out of time and was killed", "127": "is not here"}
@@ -117,7 +119,7 @@ def failures(report: dict, asked: Sequence[str], named: Sequence[str]) -> list[s
     found += [f"test {line}" for line in report["tests"].get("failed", [])]
     if report["tests"].get("passed") == 0:
         found.append("tests: none passed")
-    for name, word in (("loop", "loop"), ("benchmarks", "benchmark")):
+    for name, word in TIMED:
         found += [f"{word} {line}" for line in report[name].get("failed", [])]
         if report[name].get("rows") == [] and not report[name].get("skipped"):
             found.append(f"{name}: nothing was timed")
@@ -127,7 +129,7 @@ def failures(report: dict, asked: Sequence[str], named: Sequence[str]) -> list[s
 def left_out(report: dict) -> list[str]:
     """What time did not reach, a line each."""
     late = [p["name"] for p in report["parts"] if p["verdict"] == "skipped" and p["why"] == LATE]
-    for name, word in (("loop", "loop"), ("benchmarks", "benchmark")):
+    for name, word in TIMED:
         late += [f"{word} {case}" for case in report[name].get("not_begun", [])]
     return late
 
@@ -142,6 +144,7 @@ def build(out: Path, device: Path, given: list[str], only: Sequence[str] = ()) -
     done = attempt(lambda: parts(given), [])
     bench = of("benchmarks", lambda: read(out / "bench.json"))
     loop = of("loop", lambda: read(out / "loop.json"))
+    engine = of("engine", lambda: read(out / "engine.json"))
     report = {
         "device": attempt(lambda: read(device)),
         "parts": done,
@@ -152,9 +155,11 @@ def build(out: Path, device: Path, given: list[str], only: Sequence[str] = ()) -
         "aims": [
             *(attempt(lambda: aims(bench), []) if "benchmarks" in asked else []),
             *(attempt(lambda: loop_aims(loop), []) if "loop" in asked else []),
+            *(attempt(lambda: engine_aims(engine), []) if "engine" in asked else []),
         ],
         "benchmarks": bench,
         "loop": loop,
+        "engine": engine,
     }
     return {
         "failed": failures(report, asked, only),
@@ -185,7 +190,12 @@ def in_words(report: dict) -> str:
     lines = table("in a graph", names, kernels, columns)
     columns = ("us", "ticks", "replay_us", "overhead_us_per_tick", "speedup", "speedup_share")
     lines += table("samplings", [row["name"] for row in loops], loops, columns)
-    for aim in report["aims"] if kernels or loops else []:
+    engines = attempt(lambda: list(report["engine"]["rows"]), [])
+    columns = ("samples_per_second", "speed_up", "bound", "share_of_bound", "share_of_filled")
+    lines += attempt(
+        lambda: table("engine", [row["name"] for row in engines], engines, columns), []
+    )
+    for aim in report["aims"] if kernels or loops or engines else []:
         worst = aim["worst"] or {"value": None, "case": "nothing timed"}
         lines.append(
             f"{aim['verdict']:>8}: {aim['text']} ({number(worst['value'])}: {worst['case']})"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import adaptive_kernels as ak
 from adaptive_kernels.engine.request import noise_of
+from adaptive_kernels.sampling.network import network_dtype
 
 FULL = ak.AdaptiveConfig(criterion="never")
 
@@ -46,7 +47,7 @@ class Way:
 
 
 class Watched:
-    """The network with the time in it, waiting for the device before and after on a GPU."""
+    """The network with the host's time in it, and its rows; on a GPU that is the launch alone."""
 
     def __init__(self, problem: Problem):
         self.problem, self.seconds, self.calls, self.rows = problem, 0.0, 0, 0
@@ -96,6 +97,7 @@ def batches_way(
         problem.steps if steps is None else steps,
         config,
         problem.guidance_scale,
+        network_dtype(problem.model),
         executor="eager",
     )
 
@@ -121,6 +123,7 @@ def batches_way(
                 conditions,
                 unconditional,
                 seed=[request.seed for request in batch],
+                threshold=_thresholds(batch),
                 progress=False,
             )
             nfe += result.nfe.tolist()
@@ -129,6 +132,11 @@ def batches_way(
         return {**found, "nfe": nfe, "calls": network.calls, "rows": network.rows}
 
     return Way(name, what, run)
+
+
+def _thresholds(batch: Sequence[ak.Request]) -> Tensor | None:
+    given = [request.threshold for request in batch]
+    return None if None in given else torch.tensor(given)
 
 
 def mean(values: Sequence[float]) -> float:

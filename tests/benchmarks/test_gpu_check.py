@@ -30,7 +30,8 @@ from tests.support import problems
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-LOGS = [f"{name}.log" for name in ("tests", "loop", "bench", "memcheck", "racecheck", "initcheck")]
+PROGRAMS = ("tests", "loop", "engine", "bench", "memcheck", "racecheck", "initcheck")
+LOGS = [f"{name}.log" for name in PROGRAMS]
 CASES = [
     case
     for dtype in (torch.float32, torch.bfloat16)
@@ -436,7 +437,7 @@ def test_ratios_are_in_units_of_our_time():
 
 
 FIELDS = ["failed", "left_out", "device", "parts", "tests", "sanitizers", "ceilings"]
-FIELDS += ["ratios", "aims", "benchmarks", "loop"]
+FIELDS += ["ratios", "aims", "benchmarks", "loop", "engine"]
 JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
 <testcase classname="test_gpu" name="a"/>
 <testcase classname="test_gpu" name="b"><failure message="off by 1&#10;at all"/></testcase>
@@ -451,13 +452,17 @@ def test_the_report_says_what_failed(tmp_path, capsys):
     part |= {"failed": ["0.2 ms, groups, adaptive: CaptureError: it draws"]}
     part |= {"skipped": {"SDXL": "diffusers is missing"}, "not_begun": ["20 ms"]}
     (tmp_path / "loop.json").write_text(json.dumps(part))
+    shares = {"share_of_filled": 0.9, "share_of_bound": 0.8, "bound": 1.5, "speed_up": 1.2}
+    row = {"name": "5 ms, engine", "network": "5 ms", "way": "engine", "samples_per_second": 9.5}
+    engine = {"rows": [row | shares], "failed": ["1 ms: it broke"], "not_begun": ["9 ms"]}
+    (tmp_path / "engine.json").write_text(json.dumps(engine))
     (tmp_path / "memcheck.log").write_text("========= ERROR SUMMARY: 0 errors\n")
     (tmp_path / "racecheck.log").write_text("========= RACECHECK SUMMARY: 1 hazard displayed\n")
     (tmp_path / "device.json").write_text('{"device": "made up", "problem": null}')
     arguments = ["--out", str(tmp_path), "--device", str(tmp_path / "device.json"), "device:0:3"]
     arguments += ["tests:1:9", "memcheck:0:4", "racecheck:9:4", "initcheck:124:60"]
     arguments += ["build:skipped:as asked"]
-    assert gpu_report.main([*arguments, "loop:1:50", "benchmarks:1:99"]) == 1
+    assert gpu_report.main([*arguments, "loop:1:50", "engine:1:20", "benchmarks:1:99"]) == 1
     report = json.loads((tmp_path / "gpu_check.json").read_text())
     assert list(report) == FIELDS
     assert report["tests"]["passed"] == 1
@@ -469,18 +474,21 @@ def test_the_report_says_what_failed(tmp_path, capsys):
         "racecheck: exit code 9",
         "initcheck: ran out of time",
         "loop: exit code 1",
+        "engine: exit code 1",
         "benchmarks: exit code 1",
         "test test_gpu::b: off by 1",
         "loop 0.2 ms, groups, adaptive: CaptureError: it draws",
+        "engine 1 ms: it broke",
     ]
     # What time did not reach is no failure, and is told.
-    assert report["left_out"] == ["loop 20 ms", "benchmark x"]
+    assert report["left_out"] == ["loop 20 ms", "engine 9 ms", "benchmark x"]
     assert report["loop"]["rows"] == part["rows"]
     assert {aim["name"] for aim in report["aims"]} >= {"sdxl_step_us", "loop_overhead_us"}
     out = capsys.readouterr().out
     assert " skipped: loop of SDXL: diffusers is missing" in out
     assert "left out: loop 20 ms" in out and "tests: 1 of 3 passed" in out
     assert "unknown: loops of networks of 0.2 to 20 ms" in out
+    assert "missed: the engine with networks of 5 ms" in out and "9.5" in out
     (line,) = [line for line in out.splitlines() if line.startswith("5 ms, groups, adaptive")]
     assert line.split()[4:] == ["130260", "26", "5000", "10", "-", "-"]
     assert "missed: advance that moves 64 MB or more" in out and "failed: tests" in out
@@ -488,10 +496,17 @@ def test_the_report_says_what_failed(tmp_path, capsys):
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"cases": [1], "rows": 3}', JUNIT])
 def test_the_report_has_every_field_whatever_is_broken(tmp_path, broken):
-    for name in ("tests.xml", "bench.json", "loop.json", "memcheck.log", "device.json"):
+    for name in (
+        "tests.xml",
+        "bench.json",
+        "loop.json",
+        "engine.json",
+        "memcheck.log",
+        "device.json",
+    ):
         (tmp_path / name).write_text(broken)
     arguments = ["--out", str(tmp_path), "--device", str(tmp_path / "device.json")]
-    for parts in ([], ["tests:0:1", "loop:0:1", "benchmarks:0:1"], ["nonsense"]):
+    for parts in ([], ["tests:0:1", "loop:0:1", "engine:0:1", "benchmarks:0:1"], ["nonsense"]):
         assert gpu_report.main([*arguments, *parts]) == 1
         report = json.loads((tmp_path / "gpu_check.json").read_text())
         assert list(report) == FIELDS and report["failed"]
@@ -523,6 +538,8 @@ def test_without_a_gpu_nothing_is_proven(tmp_path):
 
 DEVICE = json.dumps({"device": "made up", "capability": "9.0", "problem": None})
 NO_DIFFUSERS = json.dumps({"rows": [], "skipped": {"SDXL": "no diffusers"}})
+ROW = {"name": "5 ms, engine", "network": "5 ms", "way": "engine", "share_of_filled": 0.95}
+ENGINE = json.dumps({"rows": [ROW]})
 STUB = f"""#!/usr/bin/env bash
 case "$*" in
   "-m benchmarks.check.device"*) echo '{DEVICE}' ;;
@@ -531,6 +548,7 @@ case "$*" in
   "-c import xdist") exit 0 ;;
   "-m pytest"*) echo "$*" && exec sleep 100 ;;
   "-m benchmarks.executors.loop"*) echo '{NO_DIFFUSERS}' > "$4" ;;
+  "-m benchmarks.engine.gpu"*) echo '{ENGINE}' > "$4" ;;
   "-m benchmarks.ops.gpu.bench"*) exec {sys.executable} "$@" --device cpu --tiny --each 0.001 ;;
   *) exec {sys.executable} "$@" ;;
 esac
@@ -596,6 +614,7 @@ def test_the_check_goes_on_after_every_failure(tmp_path):
         "racecheck": "failed",
         "initcheck": "passed",
         "loop": "passed",
+        "engine": "passed",
         "benchmarks": "passed",
     }
     assert "tests: ran out of time" in report["failed"]
@@ -621,7 +640,10 @@ def test_the_check_goes_on_after_every_failure(tmp_path):
     assert " skipped: loop of SDXL: no diffusers" in said
     assert report["loop"]["skipped"] == {"SDXL": "no diffusers"}
     left = {path.name for path in out.rglob("*") if path.is_file()}
-    assert left <= {"gpu_check.json", "bench.json", "loop.json", *LOGS}
+    assert report["engine"]["rows"] == [ROW]
+    verdicts = {aim["name"]: aim["verdict"] for aim in report["aims"]}
+    assert verdicts["engine_share_of_filled"] == "met"
+    assert left <= {"gpu_check.json", "bench.json", "loop.json", "engine.json", *LOGS}
 
 
 INSTANT = """#!/usr/bin/env bash
@@ -659,7 +681,7 @@ def test_a_part_gets_what_the_later_ones_leave(tmp_path, seconds, least, most):
         found = re.findall(r"^== (\w+), at most (-?\d+) s: .*", log.read_text(), re.MULTILINE)
         given |= {name: int(limit) for name, limit in found}
     sanitizers = {"memcheck", "racecheck", "initcheck"}
-    assert given.keys() == {"build", "tests", "loop", "benchmarks", *sanitizers}
+    assert given.keys() == {"build", "tests", "loop", "engine", "benchmarks", *sanitizers}
     assert all(given[name] <= limit for name, limit in most.items())
     assert all(given[name] >= limit for name, limit in least.items())
     # The programs end themselves before they are ended.
@@ -726,7 +748,7 @@ def test_a_part_that_time_does_not_reach_is_told(tmp_path):
     code, said, report = check(tmp_path / "out", *given, PATH=path)
     assert code == 1
     assert [line for line in report["failed"] if "time" in line] == [
-        f"{name}: no time was left" for name in ("tests", "loop", "benchmarks")
+        f"{name}: no time was left" for name in ("tests", "loop", "engine", "benchmarks")
     ]
     assert report["left_out"][-3:] == ["memcheck", "racecheck", "initcheck"]
     assert "left out: memcheck" in said
