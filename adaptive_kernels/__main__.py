@@ -95,8 +95,8 @@ def _add_serve_file(commands: argparse._SubParsersAction, json_help: str) -> Non
         description="Sample the requests of a file, one JSON object a line, through an engine; "
         "write DIR/<id>.png. Without --model a line is for the shipped model: id, seed, class (0 "
         "to 9 or a name), guidance_scale, threshold, image with strength. With --model it is for "
-        "a local diffusers pipeline: id, seed, prompt, negative_prompt, guidance_scale, threshold "
-        "and further arguments of its call. Images that are there already, of the same request "
+        "a local diffusers pipeline: id, seed, prompt, negative_prompt (prompt_2 and so on), "
+        "guidance_scale, threshold. Images that are there already, of the same request "
         "and settings, stay. A request that fails fails alone, and the exit code is 1 then.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -15,6 +15,7 @@ from ..rules.config import AdaptiveConfig
 from ..sampler import AdaptiveSampler
 from ..sampling.network import network_dtype
 from ..solvers.keywords import known_keywords
+from ..solvers.start import check_strength
 from ..solvers.table import SolverTable
 from .pipeline.engine import PipelineEngine
 from .request import Entry, Queue, Request
@@ -98,6 +99,7 @@ class Engine:
             raise TypeError(f"gather must be a bool, got {gather!r}")
         shape = _shape(shape)
         known_keywords(Engine, scheduler, table_arguments)
+        check_strength(1.0, strength_rounding, 0)
         if strength_rounding is not None and "strength" in table_arguments:
             table_arguments["strength_rounding"] = strength_rounding
         sampler = AdaptiveSampler(
@@ -120,7 +122,10 @@ class Engine:
         table_arguments.pop("strength_rounding", None)
         self._batch = Batch(
             model,
-            Solvers(scheduler, self.table, num_inference_steps, strength_rounding, table_arguments),
+            Solvers(
+                *(scheduler, self.table, config, num_inference_steps),
+                *(strength_rounding, table_arguments),
+            ),
             config,
             self.slots,
             shape,
@@ -201,6 +206,7 @@ class Engine:
         ordered: bool = False,
         on_error: str = "raise",
         progress: bool = True,
+        gaps: bool = False,
     ) -> Iterator[Sample]:
         """Samples the requests; an iterator over the results as they are finished.
 
@@ -216,12 +222,14 @@ class Engine:
                 ``error`` in its place; "raise" takes no further request, finishes what is under
                 way, and then raises a `RequestError`.
             progress: whether to show a tqdm bar.
+            gaps: hand out None, once a tick, while the requests have none to give: for who
+                gathers results and would not keep them waiting.
 
         Raises: TypeError, ValueError naming the argument; RuntimeError while another run of this
             engine is under way, or after `close`; within the iteration RequestError, and
             EngineError with the unfinished ids where the network fails, after what was finished.
         """
-        for name, value in (("ordered", ordered), ("progress", progress)):
+        for name, value in (("ordered", ordered), ("progress", progress), ("gaps", gaps)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be a bool, got {value!r}")
         if on_error not in ON_ERROR:
@@ -236,7 +244,7 @@ class Engine:
                 )
             record = Record(self.slots)
             self._batch.clear(record)
-            running = self._samples(queue, record, ordered, on_error, progress)
+            running = self._samples(queue, record, ordered, on_error, progress, gaps)
             self._running = weakref.ref(running)
         # It must have begun: an iterator that never did has nothing that closing it could end.
         next(running)
@@ -244,7 +252,13 @@ class Engine:
 
     @torch.no_grad()
     def _samples(
-        self, queue: Queue, record: Record, ordered: bool, on_error: str, progress: bool
+        self,
+        queue: Queue,
+        record: Record,
+        ordered: bool,
+        on_error: str,
+        progress: bool,
+        gaps: bool,
     ) -> Iterator[Any]:
         bar = None
 
@@ -256,9 +270,15 @@ class Engine:
             yield None
             bar = tqdm(total=queue.size, unit="sample", disable=not progress)
             serving = serve(
-                queue, self._batch, self.slots, ordered=ordered, on_error=on_error, failed=failed
+                *(queue, self._batch, self.slots),
+                **{"ordered": ordered, "on_error": on_error, "failed": failed},
+                stopped=lambda: self._closed,
             )
             for sample in serving:
+                if sample is None:
+                    if gaps:
+                        yield None
+                    continue
                 if record.done:
                     note = f"NFE {record.calls / record.done:.1f} of {self.table.num_steps}"
                     bar.set_postfix_str(note, refresh=False)
@@ -269,19 +289,22 @@ class Engine:
                 bar.close()
             record.close()
             self._running = _nobody
+            if self._closed:
+                self._batch.free()
 
     def report(self) -> dict[str, Any]:
         """The last run, or the one under way, for a program.
 
         samples, failed: requests with a result and without. ticks: network calls. mean_nfe: calls
-        per sample. occupancy: share of the slots that held a sample, mean over ticks. idle_rows:
-        empty slots, summed over ticks. network_rows: rows of the network in all; wasted_rows: of
-        them, those that nobody waited for. network_seconds: within the network's calls, by the
-        device's clock on a GPU; tick_seconds: in ticks, the network included; seconds: in all, the
-        consumer's time included. request_seconds, queue_seconds: mean, p50, p95 and p99 of the time
-        of a request in its slot, and of its wait for one, from the beginning of the run where the
-        requests have a length, else from when they were taken; None without results; of the last
-        10,000. memory: bytes of the buffers around the network.
+        per sample. occupancy: share of the slots that held a sample, mean over ticks; slots_in_use:
+        how many did, tick by tick. idle_rows: empty slots, summed over ticks. network_rows: rows of
+        the network in all; wasted_rows: of them, those that nobody waited for. network_seconds:
+        within the network's calls, by the device's clock on a GPU; tick_seconds: in ticks, the
+        network included; seconds: in all, the consumer's time included. request_seconds,
+        queue_seconds: mean, p50, p95 and p99 of the time of a request in its slot, and of its wait
+        for one, from the beginning of the run where the requests have a length, else from when they
+        were taken; None without results. Times and slots_in_use are of the last 10,000. memory:
+        bytes of the buffers around the network.
         """
         return {**self._batch.record.report(), "memory": self._batch.bytes()}
 
@@ -296,14 +319,20 @@ class Engine:
         timeline_picture(path, self._batch.record, title)
 
     def close(self) -> None:
-        """Ends the run that is under way, and frees the buffers; a later run is refused."""
+        """Ends the run that is under way, and frees the buffers; a later run is refused.
+
+        From another thread, or from within the requests: after the tick at hand.
+        """
+        self._closed = True
         running = self._running()
         if running is not None:
-            running.close()
+            try:
+                running.close()
+            except ValueError:
+                # It is at work, and looks before its next tick.
+                return
         with self._lock:
-            self._closed = True
-            self._batch.lanes.clear()
-            self._batch.conditions.forget()
+            self._batch.free()
 
     def __enter__(self) -> "Engine":
         return self

@@ -55,19 +55,23 @@ def serve(
     ordered: bool,
     on_error: str,
     failed: Callable[[Entry, Exception], Sample],
-) -> Iterator[Sample]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Sample | None]:
     """Every request through a slot; nothing happens but while a next sample is asked for.
 
-    A tick comes only when every slot is taken or the queue has no request to give.
+    A tick comes only when every slot is taken or the queue has no request to give. None comes out
+    once a tick while the queue says that it has none yet: who holds samples back may let them go.
 
     Args:
         failed: makes the sample of a request that could not be taken in.
+        stopped: asked before every tick; then all ends as it is.
     """
     outbox, free = Outbox(ordered), list(range(slots))
     under_way: dict[int, Entry] = {}
     failure: Exception | None = None
-    while True:
+    while not stopped():
         yield from outbox.ready()
+        gap = False
         while free and failure is None:
             try:
                 entry = queue.take()
@@ -75,6 +79,7 @@ def serve(
                 failure = error
                 break
             if entry is None:
+                gap = not queue.over
                 break
             try:
                 work.admit(free[0], entry)
@@ -88,9 +93,11 @@ def serve(
                     yield from outbox.ready()
             else:
                 under_way[heapq.heappop(free)] = entry
+        if not under_way and (failure is not None or queue.over):
+            break
+        if gap:
+            yield None
         if not under_way:
-            if failure is not None or queue.over:
-                break
             time.sleep(IDLE_SECONDS)
             continue
         try:

@@ -93,6 +93,7 @@ class Record:
             "samples_per_second": self.done / seconds if self.done else 0.0,
             "mean_nfe": self.calls / self.done if self.done else None,
             "occupancy": self.taken / (ticks * self.slots),
+            "slots_in_use": list(self.occupancy),
             "idle_rows": self.ticks * self.slots - self.taken,
             "network_rows": self.network_rows,
             "wasted_rows": self.wasted_rows,

@@ -29,12 +29,12 @@ def read_lines(path: Path) -> list[Line]:
     Raises: OSError where the file cannot be read, ValueError where it holds no request.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OSError(f"requests must be a file of JSON lines, got {path}: {error}") from error
     found: list[Line] = []
     taken: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         one = _line(number, line)

@@ -1,5 +1,6 @@
 """Every request of a file sampled, one image each; what is there already stays."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def serve_file(
     except OSError as error:
         raise OSError(f"out must be a folder that can be written, got {out}: {error}") from error
     settings = {**source.settings, "config": repr(config)}
-    made_of = {line.number: _text(line, settings) for line in lines}
+    made_of = {line.number: _text(line, settings, source.folder) for line in lines}
     failed = [_failure(line, line.error) for line in lines if line.error]
     good = [line for line in lines if not line.error]
     left = [line for line in good if _made_of(out / f"{line.id}.png") != made_of[line.number]]
@@ -78,8 +79,13 @@ def _samples(
             yield asked[sample.number][0], sample
 
 
-def _text(line: Line, settings: dict[str, Any]) -> str:
-    return json.dumps({"request": line.fields, "settings": settings}, sort_keys=True)
+def _text(line: Line, settings: dict[str, Any], folder: Path | None) -> str:
+    """All that an image depends on; a picture that it begins with by its content."""
+    told = {"request": line.fields, "settings": settings}
+    name = line.fields.get("image")
+    if folder is not None and isinstance(name, str) and (folder / name).is_file():
+        told["image"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return json.dumps(told, sort_keys=True)
 
 
 def _failure(line: Line, error: str) -> dict[str, Any]:

@@ -23,13 +23,14 @@ class Source:
     """An engine and how a line becomes a request of it.
 
     request: Raises TypeError, ValueError, OSError naming the field. image: of a sample, PIL.
-    settings: what images depend on besides their requests.
+    settings: what images depend on besides their requests. folder: that pictures are looked for in.
     """
 
     engine: Any
     request: Callable[[Line], Request]
     image: Callable[[Sample], Any]
     settings: dict[str, Any]
+    folder: Path | None = None
 
     def run(self, requests: Iterable[Request], progress: bool) -> Iterator[Sample]:
         return self.engine.run(requests, on_error="yield", progress=progress)
@@ -74,7 +75,7 @@ def shipped(
         return Request(line.id, conditioning={"class_labels": _label(label, device)}, **own)
 
     settings = {"model": "shipped", "scheduler": "DDIMScheduler", "num_inference_steps": steps}
-    return Source(engine, request, _gray, settings | {"guidance_scale": scale})
+    return Source(engine, request, _gray, settings | {"guidance_scale": scale}, folder)
 
 
 def pipeline(

@@ -24,7 +24,7 @@ from benchmarks.executors.networks import DTYPE, Stack, inputs, replay
 from benchmarks.support.clock import Clock, clock, interleaved
 from benchmarks.support.command import exit_code, has_device, parser
 
-STEPS, SLOTS, REQUESTS, MAX_SKIP = 50, 16, 96, 4
+STEPS, SLOTS, REQUESTS, MAX_SKIP = 50, 16, 48, 4
 WORDS = {
     "samples_per_second": "of the median round",
     "speed_up": "over plain batches that make every call, median over rounds",
@@ -47,7 +47,8 @@ class Case(NamedTuple):
     needs: float = 0.0  # seconds in all, as estimated
 
 
-CASES = (Case("1 ms", 1000.0, needs=12), Case("5 ms", 5000.0, needs=30))
+# The one that is asked for most comes first.
+CASES = (Case("5 ms", 5000.0, needs=11), Case("1 ms", 1000.0, needs=5))
 TINY = (Case("tiny", 1000.0, size=8, width=16),)
 
 

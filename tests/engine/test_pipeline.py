@@ -138,8 +138,21 @@ BAD = [
     (3, TypeError, "a request must be a prompt or a Request, got int"),
     (ak.Request(), TypeError, "conditioning must be a dict of the pipeline's arguments"),
     (ak.Request(conditioning={"prompt": 3}), TypeError, "prompt must be a str or a tensor"),
-    (ak.Request(conditioning={"promt": "x"}), TypeError, "promt"),
-    (ak.Request(conditioning={"prompt": "x", "height": 3}), ValueError, "leave height to the"),
+    (ak.Request(conditioning={"promt": "x"}), TypeError, "no argument 'promt'; did you mean pro"),
+    (ak.Request(conditioning={"prompt": "x", "height": 3}), ValueError, "got height: what else"),
+    (
+        ak.Request(conditioning={"prompt": "x", "guidance_rescale": 0.7}),
+        *(ValueError, "got guidance_rescale: what else the pipeline takes is the engine's"),
+    ),
+    (
+        ak.Request(
+            conditioning={
+                "prompt_embeds": torch.ones(1, 3, 32),
+                "negative_prompt_embeds": torch.ones(1, 3, 32),
+            }
+        ),
+        *(ValueError, r"must have shape \(1, 16, 32\) as of every prompt, got \(1, 3, 32\)"),
+    ),
     (ak.Request(seed="x", conditioning={"prompt": "x"}), TypeError, "seed must be an int"),
     (
         ak.Request(conditioning={"prompt": "x"}, unconditional={}),
@@ -171,9 +184,13 @@ def test_a_bad_prompt_fails_alone_and_the_others_go_on():
             finished.append(sample)
     assert [sample.request for sample in finished] == ["cat"]
     assert finished[0].image is not None
-    for bad, match in ((3, "iterable of prompts, got int"), ("cat", "got one prompt")):
-        with pytest.raises(TypeError, match=match):
+    for bad, name in ((3, "int"), ("cat", "one str"), ({"prompt": "cat"}, "one dict")):
+        with pytest.raises(TypeError, match=f"iterable of prompts, got {name}"):
             one.run(bad)
+    before, one.pipe.scheduler = one.pipe.scheduler, scheduler("DDIMScheduler")
+    with pytest.raises(ak.RequestError, match="pipe must keep the scheduler"):
+        list(one.run(["cat"], progress=False))
+    one.pipe.scheduler = before
 
 
 def test_images_that_wait_for_others_are_handed_out_before_a_failure():
@@ -201,6 +218,59 @@ def test_images_that_wait_for_others_are_handed_out_before_a_failure():
     one.close()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         one.run(["a"])
+
+
+def test_nobody_waits_for_others_while_the_queue_has_none():
+    """A client that sends its next prompt once it has the image of the last one."""
+    answers = []
+
+    def prompts():
+        for n in range(2):
+            yield "cat"
+            while len(answers) <= n:
+                yield None
+
+    one = engine(image.sd(), decode_batch=8)
+    for sample in one.run(prompts(), progress=False):
+        answers.append(sample)
+    assert len(answers) == 2 and all(sample.image is not None for sample in answers)
+
+
+def test_an_image_that_cannot_be_made_leaves_its_latents_and_the_others():
+    pipe = image.sd()
+    decode, batches = pipe.vae.decode, []
+    one = engine(pipe, decode_batch=3)
+    given = [ak.Request(seed=n, conditioning={"prompt": "cat"}) for n in range(3)]
+
+    def fails(x, **options):
+        batches.append(len(x))
+        # Too many at a time, and the second one by itself.
+        if len(x) > 1 or len(batches) == 3:
+            raise torch.OutOfMemoryError("no room")
+        return decode(x, **options)
+
+    for on_error in ("yield", "raise"):
+        batches.clear()
+        pipe.vae.decode, out = fails, []
+        try:
+            for sample in one.run(given, on_error=on_error, ordered=True, progress=False):
+                out.append(sample)
+        except ak.RequestError as error:
+            assert on_error == "raise" and error.id == 1 and "no room" in str(error)
+        else:
+            assert on_error == "yield"
+        assert batches == [3, 1, 1, 1]
+        assert [sample.image is None for sample in out] == [False, True, False]
+        assert out[1].latents is not None and "no room" in str(out[1].error)
+    pipe.vae.decode = decode
+
+
+def test_a_compiled_network_is_called_as_a_plain_one():
+    pipe = image.sd()
+    plain = next(engine(pipe).run(["cat"], progress=False))
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    compiled = next(engine(pipe).run(["cat"], progress=False))
+    assert torch.allclose(plain.image, compiled.image, atol=1e-5)
 
 
 def test_pipelines_that_do_something_else_are_refused_by_name():

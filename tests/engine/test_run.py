@@ -105,6 +105,7 @@ BAD_ENGINES = [
     ({"device": "nowhere"}, ValueError, "device must be a torch device, got 'nowhere'"),
     ({"num_inference_steps": 5}, ValueError, "a SolverTable already fixes the steps"),
     ({"scheduler": 3}, TypeError, "scheduler"),
+    ({"strength_rounding": "x"}, ValueError, "strength_rounding must be 'down' or 'up', got 'x'"),
     ({"slot": 3, "scheduler": DDIMScheduler()}, TypeError, "Engine has no argument 'slot'.*slots"),
     (
         {"scheduler": DDIMScheduler(clip_sample=False), "num_inference_steps": 5, "strength": 2.0},
@@ -209,6 +210,72 @@ def test_close_ends_the_run_and_frees_the_buffers():
     one.close()
 
 
+def test_close_during_a_tick_ends_the_run_after_it():
+    """From another thread, or from within: there the iterator itself cannot be closed."""
+    holder, calls = [], []
+
+    def model(x, timestep, label):
+        calls.append(None)
+        if len(calls) == 8:
+            holder[0].close()
+        return x * 0.5
+
+    one = engine(TABLE, model, config=PLAIN, slots=2)
+    holder.append(one)
+    out = run(one, made(9))
+    assert len(calls) == 8 and len(out) == 2 and one.report()["memory"] == 0
+    assert not one._batch._entries
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        one.run(made())
+
+
+def test_a_client_that_waits_for_its_answer_gets_it():
+    """A queue that has the next request only once the last one is out."""
+    answers = []
+
+    def requests():
+        for n in range(3):
+            yield ak.Request(seed=n, conditioning=label(n))
+            while len(answers) <= n:
+                yield None
+
+    one = plain()
+    for sample in one.run(requests(), progress=False):
+        answers.append(sample)
+    assert [sample.number for sample in answers] == [0, 1, 2]
+    answers.clear()
+    gaps = 0
+    for sample in one.run(requests(), progress=False, gaps=True):
+        gaps += sample is None
+        answers += [sample] * (sample is not None)
+    assert gaps > 3
+
+
+def test_conditions_that_nobody_is_left_of_bind_nobody():
+    """A first request of another shape, which this network tolerates, is no measure of others."""
+    one = engine(TABLE, Rowwise(lambda x, t, **c: x * 0.5), config=PLAIN, slots=2)
+    odd = ak.Request(conditioning={"label": torch.ones(1, 9)})
+    out = run(one, [odd, *made(3)], on_error="yield", ordered=True)
+    # Beside it the others do not stand; after it they do.
+    assert [sample.error is None for sample in out] == [True, False, False, False]
+    waiting = iter([odd, *[None] * 7, *made(3)])
+    out = run(one, waiting, on_error="yield", ordered=True)
+    assert [sample.error is None for sample in out] == [True] * 4
+
+
+def test_a_network_of_fixed_size_gets_all_rows_whoever_is_guided():
+    model = Rowwise()
+    options = {"guidance_scale": 2.0, "unconditional": label(0), "gather": False}
+    one = engine(TABLE, model, config=PLAIN, slots=2, **options)
+    scales = (1.0, 1.0, None, 1.0, 3.0)
+    queue = [ak.Request(seed=n, conditioning=label(n), guidance_scale=s)
+             for n, s in enumerate(scales)]  # fmt: skip
+    out = run(one, queue)
+    assert set(model.sizes) == {4}
+    for sample in out:
+        assert_equal(sample, alone(TABLE, sample.request, PLAIN, 2.0, label(0)))
+
+
 def test_an_endless_queue_streams_and_waits_for_its_consumer():
     taken = []
 
@@ -254,7 +321,13 @@ def test_the_report_counts_what_happened(tmp_path):
     json.dumps(report, allow_nan=False)
     counted = {
         **{"slots": 2, "samples": 4, "failed": 1, "ticks": 12, "mean_nfe": 6.0},
-        **{"occupancy": 1.0, "idle_rows": 0, "network_rows": 24, "wasted_rows": 0},
+        **{
+            "occupancy": 1.0,
+            "slots_in_use": [2] * 12,
+            "idle_rows": 0,
+            "network_rows": 24,
+            "wasted_rows": 0,
+        },
     }
     assert {name: report[name] for name in counted} == counted
     assert 0 < report["network_seconds"] < report["tick_seconds"] < report["seconds"]
@@ -293,6 +366,15 @@ def test_objects_say_what_they_are():
     assert repr(sample).startswith("Sample(0, latents [2, 4, 4], NFE 6 of 6, ")
     assert copy.copy(ak.RequestError("a", "why")).id == "a"
     assert torch.equal(noise(3), noise(3)) and not sample.latents.requires_grad
+
+
+def test_runs_inside_inference_mode_and_outside_of_it_follow_each_other():
+    one = plain()
+    with torch.inference_mode():
+        inside = run(one, made(), ordered=True)
+    outside = run(one, made(), ordered=True)
+    for a, b in zip(inside, outside, strict=True):
+        assert torch.equal(a.latents, b.latents)
 
 
 def test_no_graph_is_kept_of_a_network_that_learns():

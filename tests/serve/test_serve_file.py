@@ -68,6 +68,17 @@ def test_images_are_those_of_the_sampler_and_a_second_run_makes_none_again(tmp_p
     assert summary(capsys)["made"] == 3
 
 
+def test_a_picture_of_another_content_is_another_request(tmp_path, capsys):
+    line = {"id": "a", "class": 1, "image": "clean.png", "strength": 0.5}
+    for color, made in ((10, 1), (10, 0), (200, 1)):
+        Image.new("L", (32, 32), color).save(tmp_path / "clean.png")
+        # A mark at its beginning and an end of line of Windows are no part of a line.
+        path = write(tmp_path, line)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert serve(path, tmp_path / "out", "--json") == 0
+        assert summary(capsys)["made"] == made
+
+
 def test_bad_lines_fail_alone_by_line_and_name(tmp_path, capsys):
     picture = tmp_path / "clean.png"
     Image.new("RGB", (50, 40), (200, 100, 0)).save(picture)

@@ -1,7 +1,7 @@
 """The engine of a pipeline: prompts encoded in batches, the engine, the VAE in batches."""
 
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 
 from ...pipelines.enable import of
 from ...pipelines.networks import check_pipeline, find
+from ..errors import RequestError
+from ..request import Request
 from ..sample import Sample
 from .images import check_output, decode
 from .network import PipelineNetwork
@@ -93,7 +95,8 @@ class PipelineEngine:
         """Samples prompts; an iterator over results with ``image``, as they are finished.
 
         Prompts are encoded `encode_batch` at a time, so that as many are taken ahead, and images
-        decoded `decode_batch` at a time, so that a result may wait for others.
+        decoded `decode_batch` at a time, so that a result may wait for others; not while the queue
+        has none to give. A sample whose image cannot be made has its latents and the error.
 
         Args:
             requests: prompts, or `Request` whose `conditioning` holds arguments of the pipeline's
@@ -102,8 +105,10 @@ class PipelineEngine:
 
         Raises: as `Engine.run` does.
         """
-        if isinstance(requests, str):
-            raise TypeError("requests must be an iterable of prompts, got one prompt")
+        if isinstance(requests, (str, bytes, Mapping, Request)):
+            raise TypeError(
+                f"requests must be an iterable of prompts, got one {type(requests).__name__}"
+            )
         try:
             iter(requests)
         except TypeError:
@@ -113,34 +118,69 @@ class PipelineEngine:
         kind = SizedPrompts if isinstance(requests, Sized) else Prompts
         prompts = kind(requests, self._encoder, self._encode_batch)
         options = {"ordered": ordered, "on_error": on_error, "progress": progress}
-        return self._images(self.engine.run(prompts, **options), prompts.originals)
+        samples = self.engine.run(prompts, **options, gaps=True)
+        running = self._images(samples, prompts.originals, on_error)
+        # As the engine's own: what has begun ends with its iterator.
+        next(running)
+        return running
 
-    def _images(self, samples: Iterator[Sample], originals: dict[int, Any]) -> Iterator[Sample]:
+    def _images(
+        self, samples: Iterator[Sample | None], originals: dict[int, Any], on_error: str
+    ) -> Iterator[Any]:
         waiting: list[Sample] = []
         try:
+            yield None
             for sample in samples:
-                waiting.append(replace(sample, request=originals.pop(sample.number)))
-                if sum(one.error is None for one in waiting) >= self._decode_batch:
-                    yield from self._decoded(waiting)
+                if sample is not None:
+                    waiting.append(replace(sample, request=originals.pop(sample.number)))
+                # While the queue has none to give, nobody waits for others.
+                if sample is None or len(waiting) >= self._decode_batch:
+                    yield from self._decoded(waiting, on_error)
+            yield from self._decoded(waiting, on_error)
         except Exception:
-            yield from self._decoded(waiting)
+            yield from self._decoded(waiting, "yield")
             raise
         finally:
             samples.close()
-        yield from self._decoded(waiting)
+            if hasattr(self.pipe, "maybe_free_model_hooks"):
+                self.pipe.maybe_free_model_hooks()
 
-    def _decoded(self, waiting: list[Sample]) -> Iterator[Sample]:
-        """Hands out what is waiting, with images; each is let go of as it goes out."""
+    def _decoded(self, waiting: list[Sample], on_error: str) -> Iterator[Sample]:
+        """Hands out what is waiting, with images; each is let go of as it goes out.
+
+        One whose image cannot be made keeps its latents and has the error; with "raise" a
+        `RequestError` follows the others.
+        """
         made = [sample for sample in waiting if sample.error is None]
-        images: dict[int, Any] = {}
-        if made and self.output_type != "latent":
-            latents = torch.stack([sample.latents for sample in made])
-            latents = latents.to(self.engine.dtype)
-            found = decode(self.pipe, latents, self.output_type, self.size)
-            images = {sample.number: image for sample, image in zip(made, found, strict=True)}
+        images, errors = self._decode(made) if self.output_type != "latent" else ({}, {})
         while waiting:
             sample = waiting.pop(0)
-            yield replace(sample, image=images.pop(sample.number, None))
+            error = errors.get(sample.number, sample.error)
+            yield replace(sample, image=images.pop(sample.number, None), error=error)
+        if errors and on_error == "raise":
+            first = next(sample for sample in made if sample.number in errors)
+            error = errors[first.number]
+            raise RequestError(first.id, f"no image came of its latents: {error}") from error
+
+    def _decode(self, samples: list[Sample]) -> tuple[dict[int, Any], dict[int, Exception]]:
+        """Images, or why there is none, by number; one by one where all together fail."""
+        if not samples:
+            return {}, {}
+        latents = torch.stack([sample.latents for sample in samples]).to(self.engine.dtype)
+        try:
+            found = decode(self.pipe, latents, self.output_type, self.size)
+        except Exception as error:
+            if len(samples) == 1:
+                return {}, {samples[0].number: error}
+        else:
+            return {s.number: image for s, image in zip(samples, found, strict=True)}, {}
+        images: dict[int, Any] = {}
+        errors: dict[int, Exception] = {}
+        for sample in samples:
+            image, error = self._decode([sample])
+            images |= image
+            errors |= error
+        return images, errors
 
     def report(self) -> dict[str, Any]:
         """As `Engine.report`."""

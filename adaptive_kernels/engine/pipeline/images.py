@@ -36,17 +36,19 @@ def decode(pipe: Any, latents: Tensor, output_type: str, size: tuple[int, int] |
     """
     if hasattr(pipe, "_unpack_latents"):
         latents = pipe._unpack_latents(latents, *size, pipe.vae_scale_factor)
-    vae = pipe.vae
-    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast")
-    if upcast and hasattr(pipe, "upcast_vae"):
-        pipe.upcast_vae()
-        latents = latents.to(next(iter(vae.post_quant_conv.parameters())).dtype)
-    else:
-        upcast = False
-        latents = latents.to(vae.dtype)
-    images = vae.decode(_unscaled(pipe, latents), return_dict=False)[0]
-    if upcast:
-        vae.to(dtype=torch.float16)
+    vae, dtype = pipe.vae, pipe.vae.dtype
+    # SDXL's overflows in half precision.
+    upcast = (
+        dtype == torch.float16 and vae.config.get("force_upcast") and hasattr(pipe, "upcast_vae")
+    )
+    try:
+        if upcast:
+            vae.to(dtype=torch.float32)
+        latents = latents.to(device=pipe._execution_device, dtype=vae.dtype)
+        images = vae.decode(_unscaled(pipe, latents), return_dict=False)[0]
+    finally:
+        if upcast:
+            vae.to(dtype=dtype)
     if getattr(pipe, "watermark", None) is not None:
         images = pipe.watermark.apply_watermark(images)
     flags = None

@@ -46,12 +46,19 @@ class PipelineNetwork:
                     f"{tuple(leaf.shape)} for one and {tuple(other.shape)} for two"
                 )
         self._leaves = leaves
+        self._shapes = {name: leaves[place].shape[1:] for name, place in self.places.items()}
 
     def rows(self, call: Call, sample: int) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """(conditioning, unconditional) of a sample of a call, tensors [1, ...]."""
         leaves, tree = _flat(call.keywords)
         if tree != self._tree:
             raise ValueError("the pipeline calls its network in another way for this request")
+        for name, place in self.places.items():
+            if leaves[place].shape[1:] != self._shapes[name]:
+                raise ValueError(
+                    f"{name} must have shape {(1, *self._shapes[name])} as of every prompt, got "
+                    f"{(1, *leaves[place].shape[1:])}"
+                )
         batch = len(call.latents)
         halves = len(call.model_input) // batch
 

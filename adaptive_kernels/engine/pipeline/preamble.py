@@ -19,6 +19,8 @@ from ...pipelines.networks import method
 from ...pipelines.standin import StandIn, put, take
 from ...solvers.table import SolverTable
 
+# Stand-ins of two threads on one pipeline would be taken away in any order.
+_LOCK = threading.RLock()
 # What networks call their latents.
 LATENTS = ("sample", "hidden_states")
 
@@ -66,7 +68,10 @@ class Preamble:
 
     def __init__(self, pipe: Any, network: torch.nn.Module, arguments: dict[str, Any]):
         self.pipe, self.network, self.arguments = pipe, network, arguments
-        self._names = [*inspect.signature(network.forward).parameters]
+        self._scheduler = pipe.scheduler
+        # A compiled module's own takes anything.
+        plain = getattr(network, "_orig_mod", network)
+        self._names = [*inspect.signature(plain.forward).parameters]
 
     def call(self, arguments: dict[str, Any], seeds: Sequence[int]) -> Call:
         """The first network call for some samples; the network does not run.
@@ -85,6 +90,8 @@ class Preamble:
         return First(**vars(call), output=output, handed=handed, table=table, guidance_scale=scale)
 
     def _run(self, arguments, seeds, whole: bool, eta: float = 0.0) -> list:
+        if self.pipe.scheduler is not self._scheduler:
+            raise ValueError("pipe must keep the scheduler that its engine was made with")
         found: dict[str, Any] = {"calls": 0}
         thread = threading.get_ident()
 
@@ -124,12 +131,13 @@ class Preamble:
             found["scale"] = self._scale()
             raise _Over
 
-        with self._standing(
+        stands = self._standing(
             (self.pipe, "prepare_latents", listening(prepare_latents)),
             (self.pipe, "progress_bar", listening(_no_bar)),
             (self.network, method(self.network), listening(network)),
             (self.pipe.scheduler, "step", listening(step)),
-        ):
+        )
+        with _LOCK, stands:
             generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
             with contextlib.suppress(_Over), torch.no_grad():
                 self.pipe(**self.arguments, **arguments, generator=generators)

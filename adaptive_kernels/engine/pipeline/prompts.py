@@ -16,8 +16,8 @@ from .preamble import Call, Preamble, check_arguments
 class Prompts:
     """An iterable of the engine's requests, made of prompts, requests with prompts, and None.
 
-    A request's `conditioning` holds arguments of the pipeline's call: a prompt or several, and
-    what else belongs to one sample.
+    A request's `conditioning` holds arguments of the pipeline's call: prompts, negative prompts
+    and their embeddings.
 
     Args:
         given: what the user gave. size: how many are encoded at a time.
@@ -105,13 +105,14 @@ class Encoder:
                 "conditioning must be a dict of the pipeline's arguments, such as "
                 f"{{'prompt': 'a red ball'}}, got {item.conditioning!r}"
             )
-        if doubled := sorted(item.conditioning.keys() & self.preamble.arguments.keys()):
-            raise ValueError(
-                f"conditioning must leave {doubled[0]} to the engine, which was made with one"
-            )
         check_arguments(self.preamble.pipe, item.conditioning)
         for name, value in item.conditioning.items():
-            if "prompt" in name and not isinstance(value, (str, Tensor)):
+            if "prompt" not in name:
+                raise ValueError(
+                    f"conditioning must be prompts, negative prompts and their embeddings, got "
+                    f"{name}: what else the pipeline takes is the engine's, the same for all"
+                )
+            if not isinstance(value, (str, Tensor)):
                 raise TypeError(f"{name} must be a str or a tensor [1, ...], got {value!r}")
         scale = item.guidance_scale
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):

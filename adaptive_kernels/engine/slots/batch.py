@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
+from ...rules.tables import FillTables
+from ...sampling.conditioning import Tree
 from ...sampling.inputs import expect, guidance_of
 from ...sampling.network import called
 from ...solvers.table import SolverTable
@@ -47,7 +49,9 @@ class Batch:
         self.model, self.solvers, self.config = model, solvers, config
         self.slots, self.shape, self.dtype, self.device = slots, shape, dtype, device
         self.guidance_scale, self.unconditional, self.gather = guidance_scale, unconditional, gather
-        self.conditions = Conditions(slots, device)
+        # A network of fixed size has both halves always.
+        both = guidance_scale is not None and not gather
+        self.conditions = Conditions(slots, device, 2 if both else 1)
         self.lanes: dict[tuple, Lane] = {}
         self.record = Record(slots)
         self._entries: dict[int, tuple[Entry, Lane]] = {}
@@ -59,6 +63,12 @@ class Batch:
         self.conditions.forget()
         for lane in self.lanes.values():
             lane.clear()
+
+    def free(self) -> None:
+        """Lets go of all buffers; what was under way is lost."""
+        self._entries.clear()
+        self.lanes.clear()
+        self.conditions.forget()
 
     def admit(self, slot: int, entry: Entry) -> None:
         """Puts a request into an empty slot, waiting for the network at its first step.
@@ -86,11 +96,11 @@ class Batch:
                     f"unconditional must be given with a guidance_scale of {scale} (to the "
                     "request or to the engine; {} where the model takes nothing), got None"
                 )
-        trees = self.conditions.check(request.conditioning, unconditional)
-        table = self.solvers.of(request.strength)
+        trees = self._conditions(request, unconditional)
+        table, tables = self.solvers.of(request.strength)
         if latents is not None and request.strength is None and not table.needs_latents:
             raise ValueError("strength must be given with latents, got None")
-        lane = self._lane(table, scale is not None)
+        lane = self._lane(table, tables, scale is not None)
         start = lane.start(
             noise_of(seed, self.shape).to(self.device) if noise is None else noise,
             *(latents, seed, scale, request.threshold),
@@ -105,7 +115,7 @@ class Batch:
         lanes = [lane for lane in self.lanes.values() if lane.taken]
         needed = sum(len(lane.taken) * (2 if lane.guided else 1) for lane in lanes)
         self.record.began_tick()
-        if len(lanes) == 1 and (not self.gather or len(lanes[0].taken) == self.slots):
+        if len(lanes) == 1 and self._is_whole(lanes[0]):
             rows = self._whole(lanes[0])
         else:
             rows = self._some(lanes)
@@ -138,7 +148,17 @@ class Batch:
             raise ValueError(f"{name} must have values, got a meta tensor")
         return value[None]
 
-    def _lane(self, table: SolverTable, guided: bool) -> Lane:
+    def _conditions(self, request: Request, unconditional: Mapping | None) -> list[Tree]:
+        try:
+            return self.conditions.check(request.conditioning, unconditional)
+        except (TypeError, ValueError):
+            if self._entries:
+                raise
+            # Nobody is left of those that it does not go together with.
+            self.conditions.forget()
+            return self.conditions.check(request.conditioning, unconditional)
+
+    def _lane(self, table: SolverTable, tables: FillTables, guided: bool) -> Lane:
         key = (table.begin, table.needs_latents, tuple(table.timesteps.tolist()), guided)
         lane = self.lanes.pop(key, None)
         if lane is None:
@@ -146,10 +166,18 @@ class Batch:
             for old in at_rest[: max(len(self.lanes) + 1 - _LANES, 0)]:
                 del self.lanes[old]
             layout = self.slots, self.shape, self.dtype, self.device
-            lane = Lane(table, self.config, guided, *layout)
+            # It outlives the mode that this run is in.
+            with torch.inference_mode(False), torch.no_grad():
+                lane = Lane(table, tables, self.config, guided, *layout)
         # The one that was used last stands last.
         self.lanes[key] = lane
         return lane
+
+    def _is_whole(self, lane: Lane) -> bool:
+        """Whether the network gets all rows of a lane, and no others."""
+        if self.gather:
+            return len(lane.taken) == self.slots
+        return lane.guided == (self.conditions.halves == 2)
 
     def _whole(self, lane: Lane) -> int:
         """Every row of a lane that has all the samples. Returns the rows of the network."""
@@ -179,19 +207,21 @@ class Batch:
             everything = range(conditions.halves * self.slots)
             sources = {row: sources.get(row, one) for row in everything}
         rows = sorted(sources)
-        index = self._indices([sources[row] for row in rows])
-        inputs = torch.cat([lane.state.model_input for lane in lanes]) if len(lanes) > 1 else None
-        times = torch.cat([lane.state.timestep for lane in lanes]) if len(lanes) > 1 else None
-        if inputs is None:
-            inputs, times = lanes[0].state.model_input, lanes[0].state.timestep
-        keywords = conditions.keywords(self._indices(rows))
-        output = self._network(inputs[index], times[index], keywords)
         position = {row: place for place, row in enumerate(rows)}
+        # All that the device must know, before it has the network to do.
+        parts = [[sources[row] for row in rows], rows]
         for lane, own in owners:
-            part = output
-            if len(own) < len(rows):
-                part = output[self._indices([position[row] for row in own])]
-            lane.state.advance(part, self._indices(lane.taken))
+            parts += [lane.taken, [position[row] for row in own]]
+        index, conditions_rows, *rest = self._indices(parts)
+        inputs, times = lanes[0].state.model_input, lanes[0].state.timestep
+        if len(lanes) > 1:
+            inputs = torch.cat([lane.state.model_input for lane in lanes])
+            times = torch.cat([lane.state.timestep for lane in lanes])
+        keywords = conditions.keywords(conditions_rows)
+        output = self._network(inputs[index], times[index], keywords)
+        for (lane, own), taken, places in zip(owners, rest[::2], rest[1::2], strict=True):
+            part = output[places] if len(own) < len(rows) else output
+            lane.state.advance(part, taken)
         return len(rows)
 
     def _network(self, model_input: Tensor, timestep: Tensor, keywords: dict) -> Tensor:
@@ -201,12 +231,17 @@ class Batch:
         watch.end(began, model_input)
         return output
 
-    def _indices(self, rows: list[int]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+    def _indices(self, parts: list[list[int]]) -> tuple[Tensor, ...]:
+        """Lists of rows as tensors, brought to the device in one copy that nobody waits for."""
+        joined = torch.tensor([row for part in parts for row in part], dtype=torch.int64)
+        if self.device.type == "cuda":
+            joined = joined.pin_memory()
+        return joined.to(self.device, non_blocking=True).split([len(part) for part in parts])
 
     def _taken_out(self, done: list[tuple[int, Lane, int]]) -> Iterator[tuple[int, Sample]]:
-        latents = torch.stack([lane.latents(slot) for slot, lane, _ in done])
-        nonfinite = (~latents.isfinite().all(dim=1)).tolist()
+        latents = [lane.latents(slot) for slot, lane, _ in done]
+        # A second read of the device, in ticks that finish a sample.
+        nonfinite = (~torch.stack(latents).isfinite().all(dim=1)).tolist()
         for place, (slot, lane, nfe) in enumerate(done):
             entry, _ = self._entries.pop(slot)
             lane.release(slot)

@@ -16,13 +16,13 @@ class Conditions:
     does not go together with it.
     """
 
-    def __init__(self, slots: int, device: torch.device):
-        self.slots, self.device = slots, device
+    def __init__(self, slots: int, device: torch.device, halves: int = 1):
+        self.slots, self.device, self._least = slots, device, halves
         self.forget()
 
     def forget(self) -> None:
         """Lets the next request say what conditions look like."""
-        self.halves = 1
+        self.halves = self._least
         self._first: Tree | None = None
         self._rows: list[Any] = []
 
@@ -57,17 +57,18 @@ class Conditions:
     def put(self, slot: int, trees: list[Tree]) -> None:
         """Writes what `check` gave into a slot's rows."""
         if self._first is None:
-            self._first = trees[-1]
-            self._rows = [
-                leaf.new_zeros((self.slots, *leaf.shape[1:])) if isinstance(leaf, Tensor) else leaf
+            count = self.slots * max(self.halves, len(trees))
+            rows = [
+                leaf.new_zeros((count, *leaf.shape[1:])) if isinstance(leaf, Tensor) else leaf
                 for leaf in trees[-1].leaves.values()
             ]
+            self._first, self._rows, self.halves = trees[-1], rows, count // self.slots
         if len(trees) > self.halves:
-            self.halves = 2
-            self._rows = [
+            rows = [
                 torch.cat((row.new_zeros(row.shape), row)) if isinstance(row, Tensor) else row
                 for row in self._rows
             ]
+            self._rows, self.halves = rows, 2
         for half, tree in enumerate(trees, start=self.halves - len(trees)):
             for rows, path in zip(self._rows, self._first.leaves, strict=True):
                 if isinstance(rows, Tensor):

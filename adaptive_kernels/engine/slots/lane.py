@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
-from ...rules.fills import fill_tables
+from ...rules.tables import FillTables
 from ...sampling.inputs import first_latents, threshold_of
 from ...sampling.start import Inputs, Start
 from ...sampling.state import State
@@ -19,12 +19,13 @@ class Lane:
 
     Samples that begin at the same row of the schedule share one, guided ones and plain ones apart.
 
-    shape: of a sample. dtype: of the network's input.
+    tables: `fill_tables(table, config)`. shape: of a sample. dtype: of the network's input.
     """
 
     def __init__(
         self,
         table: SolverTable,
+        tables: FillTables,
         config: AdaptiveConfig,
         guided: bool,
         slots: int,
@@ -41,7 +42,7 @@ class Lane:
             guidance_scale=scale,
             seed=torch.zeros(slots, dtype=torch.int64, device=device),
             dtype=dtype,
-            tables=fill_tables(table, config).to(device),
+            tables=tables.to(device),
         )
         self.state = State.of(start)
         self._threshold = start.inputs.threshold[:1]
@@ -87,12 +88,15 @@ class Lane:
         if guidance_scale not in self._noises:
             if len(self._noises) >= _SCALES:
                 self._noises.clear()
-            scale = None if guidance_scale is None else torch.tensor([guidance_scale])
+            # On its own device: an autocast there makes it larger.
+            nothing, scale = torch.zeros(1, 1, device=self.device), None
+            if guidance_scale is not None:
+                scale = torch.tensor([guidance_scale], device=self.device)
             start = Start.of(
-                *(self.table, torch.zeros(1, 1), self.config),
-                **{"guidance_scale": scale, "dtype": self.dtype},
+                *(self.table, nothing, self.config),
+                **{"guidance_scale": scale, "dtype": self.dtype, "tables": self.state.tables},
             )
-            self._noises[guidance_scale] = start.inputs.output_noise.to(self.device)
+            self._noises[guidance_scale] = start.inputs.output_noise
         return self._noises[guidance_scale]
 
     def admit(self, slot: int, start: Start) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ...rules.config import AdaptiveConfig
+from ...rules.fills import fill_tables
+from ...rules.tables import FillTables
 from ...solvers.start import check_strength
 from ...solvers.table import SolverTable
 
@@ -23,22 +26,24 @@ class Solvers:
         self,
         scheduler: Any,
         table: SolverTable,
+        config: AdaptiveConfig,
         num_inference_steps: int | None,
         strength_rounding: str | None,
         arguments: Mapping[str, Any],
     ):
-        self.scheduler, self.table = scheduler, table
+        self.scheduler, self._config = scheduler, config
+        self._own = table, fill_tables(table, config)
         self._steps, self._rounding = num_inference_steps, strength_rounding
         self._arguments = dict(arguments)
-        self._later: dict[float, SolverTable] = {}
+        self._later: dict[float, tuple[SolverTable, FillTables]] = {}
 
-    def of(self, strength: float | None) -> SolverTable:
-        """The table of a request's strength; None: the scheduler's own.
+    def of(self, strength: float | None) -> tuple[SolverTable, FillTables]:
+        """The tables of a request's strength; None: the scheduler's own.
 
         Raises: ValueError naming the argument.
         """
         if strength is None:
-            return self.table
+            return self._own
         check_strength(strength, None, 0)
         if isinstance(self.scheduler, SolverTable):
             raise ValueError(
@@ -60,5 +65,5 @@ class Solvers:
             )
             if len(self._later) >= _MOST:
                 del self._later[next(iter(self._later))]
-            self._later[strength] = table
+            self._later[strength] = table, fill_tables(table, self._config)
         return self._later[strength]
