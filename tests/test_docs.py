@@ -407,6 +407,29 @@ def test_the_gpus_kernels_are_those_that_were_measured():
             assert cell == (f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}")
 
 
+def test_the_engine_is_as_fast_as_it_was_measured():
+    stored = json.loads((RESULTS / "engine-cpu.json").read_text())
+    page = PROJECT / "docs" / "engine.md"
+    rows = table(page, "calls per sample")
+    assert len(rows) == len(stored["rows"])
+    for row, found in zip(rows, stored["rows"], strict=True):
+        ups = found["speed_ups"]
+        assert row == [
+            f"{found['name']}: {found['what']}",
+            f"{found['mean_nfe']:.1f}",
+            str(found["network_calls"]),
+            f"{found['speed_up']:.2f}x ({ups[0]:.2f}-{ups[-1]:.2f})",
+            f"{found['overhead']:.1%}",
+        ]
+    text = " ".join(page.read_text().split())
+    *first, last = (f"{value:.1f}" for value in stored["scaling"].values())
+    assert f"makes {', '.join(first)} and {last} samples per second" in text
+    engine = stored["rows"][4]
+    assert f"T / mean NFE = {engine['steps_over_nfe']:.2f}" in text
+    # What was aimed at.
+    assert engine["share_of_steps_over_nfe"] >= 0.93 and engine["overhead"] <= 0.03
+
+
 def test_hooks_check_with_the_versions_of_the_tests():
     """Their own environments are installed apart from the project's."""
     hooks = (PROJECT / ".pre-commit-config.yaml").read_text()
