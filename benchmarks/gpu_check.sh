@@ -142,7 +142,7 @@ sanitizer=$(command -v compute-sanitizer ||
 
 # Shares of a short check, of what is asked for; of a long one the sanitizers have more than what is
 # left over.
-tests=$((seconds * 3 / 10)) loop=$((seconds * 22 / 100)) benchmarks=$((seconds * 15 / 100))
+tests=$((seconds * 3 / 10)) loop=$((seconds * 22 / 100)) benchmarks=$((seconds * 13 / 100))
 engine=$((seconds * 7 / 100))
 sanitizers=$((seconds / 10 + (seconds > 300 ? (seconds - 300) / 3 : 0)))
 asked tests || tests=0

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 import adaptive_kernels as ak
 from tests.engine.parts import SHAPE, Rowwise, alone, assert_equal, engine, label, noise
@@ -159,6 +160,20 @@ def test_the_network_is_called_on_the_rows_in_use_or_on_all():
         assert model.sizes == sizes
         report = one.report()
         assert report["wasted_rows"] == (0 if gather else 30) and report["idle_rows"] == 30
+
+
+def test_a_network_compiled_for_one_size_is_compiled_once():
+    """Through the end of the queue, where slots are empty."""
+    table, counter = problems.ddim(6), CompileCounter()
+
+    def plain(x, timestep, label):
+        return torch.tanh(x) * (timestep + label)[:, None, None, None] / 1000
+
+    network = torch.compile(plain, backend=counter, dynamic=False)
+    made = [ak.Request(seed=n, conditioning=label(n)) for n in range(7)]
+    one = engine(table, network, 3, config=ak.AdaptiveConfig.paper(threshold=0.5), gather=False)
+    torch.compiler.reset()
+    assert len(list(one.run(made, progress=False))) == 7 and counter.frame_count == 1
 
 
 def test_plain_values_and_nested_conditions_reach_the_network():

@@ -35,6 +35,7 @@ CLEAN = torch.zeros(SHAPE)
 BAD = [
     (3, TypeError, "a request must be a Request, got int"),
     (["seed"], TypeError, "a request must be a Request, got list"),
+    ("a cat", TypeError, r"got str \(prompts are for Engine.from_pipeline\)"),
     ({"seed": True}, TypeError, "seed must be an int, got True"),
     ({"seed": 2**63}, ValueError, "seed must fit int64, got 9223372036854775808"),
     ({"seed": [1]}, TypeError, r"seed must be an int, got \[1\]"),

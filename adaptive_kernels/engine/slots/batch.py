@@ -79,7 +79,8 @@ class Batch:
         if isinstance(request, Refused):
             raise request.error
         if not isinstance(request, Request):
-            raise TypeError(f"a request must be a Request, got {type(request).__name__}")
+            hint = " (prompts are for Engine.from_pipeline)" if isinstance(request, str) else ""
+            raise TypeError(f"a request must be a Request, got {type(request).__name__}{hint}")
         seed = seed_of(request)
         scale = self._guidance(request)
         noise = self._latents("noise", request.noise)
