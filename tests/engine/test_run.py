@@ -252,16 +252,13 @@ def test_a_client_that_waits_for_its_answer_gets_it():
     assert gaps > 3
 
 
-def test_conditions_that_nobody_is_left_of_bind_nobody():
-    """A first request of another shape, which this network tolerates, is no measure of others."""
-    one = engine(TABLE, Rowwise(lambda x, t, **c: x * 0.5), config=PLAIN, slots=2)
+def test_the_first_request_of_a_run_says_what_conditions_look_like():
+    """Also to one that comes when no other is there: a network might fail on it, and all with it."""
+    one = plain()
     odd = ak.Request(conditioning={"label": torch.ones(1, 9)})
-    out = run(one, [odd, *made(3)], on_error="yield", ordered=True)
-    # Beside it the others do not stand; after it they do.
-    assert [sample.error is None for sample in out] == [True, False, False, False]
-    waiting = iter([odd, *[None] * 7, *made(3)])
-    out = run(one, waiting, on_error="yield", ordered=True)
-    assert [sample.error is None for sample in out] == [True] * 4
+    out = run(one, iter([*made(1), *[None] * 9, odd, *made(1)]), on_error="yield", ordered=True)
+    assert [sample.error is None for sample in out] == [True, False, True]
+    assert "the first request's conditioning" in str(out[1].error)
 
 
 def test_a_network_of_fixed_size_gets_all_rows_whoever_is_guided():

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ...rules.config import AdaptiveConfig
 from ...rules.tables import FillTables
-from ...sampling.conditioning import Tree
 from ...sampling.inputs import expect, guidance_of
 from ...sampling.network import called
 from ...solvers.table import SolverTable
@@ -29,7 +28,6 @@ class Batch:
     Args:
         shape: of a sample. guidance_scale, unconditional: where a request has none.
         gather: whether the network is called on the rows that are in use, and not on all.
-        record: takes the counts.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class Batch:
                     f"unconditional must be given with a guidance_scale of {scale} (to the "
                     "request or to the engine; {} where the model takes nothing), got None"
                 )
-        trees = self._conditions(request, unconditional)
+        trees = self.conditions.check(request.conditioning, unconditional)
         table, tables = self.solvers.of(request.strength)
         if latents is not None and request.strength is None and not table.needs_latents:
             raise ValueError("strength must be given with latents, got None")
@@ -148,16 +146,6 @@ class Batch:
         if value.is_meta:
             raise ValueError(f"{name} must have values, got a meta tensor")
         return value[None]
-
-    def _conditions(self, request: Request, unconditional: Mapping | None) -> list[Tree]:
-        try:
-            return self.conditions.check(request.conditioning, unconditional)
-        except (TypeError, ValueError):
-            if self._entries:
-                raise
-            # Nobody is left of those that it does not go together with.
-            self.conditions.forget()
-            return self.conditions.check(request.conditioning, unconditional)
 
     def _lane(self, table: SolverTable, tables: FillTables, guided: bool) -> Lane:
         key = (table.begin, table.needs_latents, tuple(table.timesteps.tolist()), guided)
