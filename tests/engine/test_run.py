@@ -253,7 +253,7 @@ def test_a_client_that_waits_for_its_answer_gets_it():
 
 
 def test_the_first_request_of_a_run_says_what_conditions_look_like():
-    """Also to one that comes when no other is there: a network might fail on it, and all with it."""
+    """Also to one that comes when no other is there: a network may fail on it, and all with it."""
     one = plain()
     odd = ak.Request(conditioning={"label": torch.ones(1, 9)})
     out = run(one, iter([*made(1), *[None] * 9, odd, *made(1)]), on_error="yield", ordered=True)
