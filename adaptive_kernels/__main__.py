@@ -93,9 +93,9 @@ def _add_serve_file(commands: argparse._SubParsersAction, json_help: str) -> Non
         "serve-file",
         help="sample a file of requests through an engine, one image each",
         description="Sample the requests of a file, one JSON object a line, through an engine; "
-        "write DIR/<id>.png. Without --model a line is for the shipped model: id, seed, class (0 "
-        "to 9 or a name), guidance_scale, threshold, image with strength. With --model it is for "
-        "a local diffusers pipeline: id, seed, prompt, negative_prompt (prompt_2 and so on), "
+        "write DIR/<id>.png. Without --model a line is for the shipped model: id, seed (0), class "
+        "(0 to 9 or a name), guidance_scale, threshold, image with strength. With --model it is "
+        "for a local diffusers pipeline: id, seed (0), prompt, negative_prompt (prompt_2, ...), "
         "guidance_scale, threshold. Images that are there already, of the same request "
         "and settings, stay. A request that fails fails alone, and the exit code is 1 then.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -115,7 +115,9 @@ def _add_serve_file(commands: argparse._SubParsersAction, json_help: str) -> Non
     option("--height", type=_integer(1), metavar="N", help="in pixels, with --model")
     option("--width", type=_integer(1), metavar="N", help="in pixels, with --model")
     option("--device", default="cpu", help="a torch device")
-    option("--dtype", choices=("float32", "float16", "bfloat16"), help="with --model")
+    option("--dtype", choices=("float32", "float16", "bfloat16"), help="that --model is loaded in; "
+           "None: float32")  # fmt: skip
+    option("--variant", metavar="NAME", help="of the weights' files of --model, such as fp16")
     option("--timeline", type=Path, metavar="PNG", help="a picture of who stood where when")
     option("--no-progress", action="store_true", help="draw no progress bar")
     option("--json", action="store_true", help=json_help)
@@ -126,23 +128,26 @@ def _serve_file(arguments: argparse.Namespace) -> int:
     import torch
 
     from .rules.config import AdaptiveConfig
+    from .serve.lines import read_lines
     from .serve.run import serve_file
     from .serve.sources import pipeline, shipped
 
     given = arguments
+    # A pipeline takes a while to load.
+    lines = read_lines(given.requests)
     config = AdaptiveConfig.recommended(
         given.calls, **({} if given.threshold is None else {"threshold": given.threshold})
     )
     usual = given.steps, given.slots, config, given.guidance, given.device
     if given.model is None:
-        for name in ("height", "width", "dtype"):
+        for name in ("height", "width", "dtype", "variant"):
             if getattr(given, name) is not None:
                 raise ValueError(f"--{name} goes with --model")
         source = shipped(given.requests.parent, *usual)
     else:
         dtype = None if given.dtype is None else getattr(torch, given.dtype)
-        source = pipeline(given.model, *usual, dtype, (given.height, given.width))
-    summary = serve_file(given.requests, given.out, source, config, progress=not given.no_progress)
+        source = pipeline(given.model, *usual, dtype, given.variant, (given.height, given.width))
+    summary = serve_file(lines, given.out, source, config, progress=not given.no_progress)
     if given.timeline is not None and summary["made"]:
         source.engine.timeline_picture(given.timeline)
     text = sys.stderr if given.json else sys.stdout
@@ -162,6 +167,8 @@ def _serve_file(arguments: argparse.Namespace) -> int:
         )
     if given.json:
         print(json.dumps(summary, indent=2, allow_nan=False))
+    if summary["error"] is not None:
+        raise RuntimeError(summary["error"])
     return 1 if summary["failed"] else 0
 
 

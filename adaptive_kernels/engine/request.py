@@ -16,8 +16,9 @@ class Request:
 
     Args:
         id: what its result is called by; None: its place in the queue, from 0.
-        seed: int64, of the initial noise (``torch.Generator().manual_seed(seed)`` on the CPU, as
-            diffusers draws it for such a generator in float32) and of a stochastic solver's.
+        seed: int64, 0 unless given, of the initial noise (``torch.Generator().manual_seed(seed)``
+            on the CPU, as diffusers draws it for such a generator in float32) and of a stochastic
+            solver's.
         conditioning: keyword arguments of the model, with tensors [1, ...] of the same shapes in
             every request of a run; what is no tensor must be equal in all of them.
         unconditional: the same for the unconditional half; None: the engine's.

@@ -38,10 +38,12 @@ def read_lines(path: Path) -> list[Line]:
         if not line.strip():
             continue
         one = _line(number, line)
-        if not one.error and one.id in taken:
-            error = f"id must be one request's, got {one.id!r} of line {taken[one.id]} again"
+        # On some file systems two names that differ by case are one.
+        name = one.id.casefold()
+        if not one.error and name in taken:
+            error = f"id must be one request's, got {one.id!r} of line {taken[name]} again"
             one = Line(number, one.id, one.fields, error)
-        taken.setdefault(one.id, number)
+        taken.setdefault(name, number)
         found.append(one)
     if not found:
         raise ValueError(f"requests must hold a line for each request, got none in {path}")

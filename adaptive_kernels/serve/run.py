@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..engine import Request, Sample
+from ..engine import EngineError, Request, Sample
 from ..files import replacing
 from ..rules.config import AdaptiveConfig
-from .lines import Line, read_lines
+from .lines import Line
 from .sources import Source
 
 # Of the text in a PNG that says what it was made of.
@@ -17,7 +17,7 @@ KEY = "adaptive_kernels"
 
 
 def serve_file(
-    requests: Path, out: Path, source: Source, config: AdaptiveConfig, progress: bool = True
+    lines: list[Line], out: Path, source: Source, config: AdaptiveConfig, progress: bool = True
 ) -> dict[str, Any]:
     """Sample the requests of a file into DIR/<id>.png.
 
@@ -26,57 +26,60 @@ def serve_file(
     fails alone.
 
     Args:
-        requests: JSON lines. out: folder, made if missing. source: what samples them.
+        lines: of `read_lines`. out: folder, made if missing. source: what samples them.
 
-    Returns: ``{"requests", "made", "kept": counts, "failed": [{"id", "line", "error"}], "report":
-        of the engine, "out"}``.
-    Raises: OSError where a file cannot be read or written; ValueError where there is no request;
-        EngineError where the network fails: what was finished is there.
+    Returns: ``{"requests", "made", "kept": counts, "failed": [{"id", "line", "error"}], "error":
+        what ended the run before its end or None, "report": of the engine, "out"}``.
+    Raises: OSError where a file cannot be written.
     """
-    lines = read_lines(requests)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"out must be a folder that can be written, got {out}: {error}") from error
     settings = {**source.settings, "config": repr(config)}
-    made_of = {line.number: _text(line, settings, source.folder) for line in lines}
     failed = [_failure(line, line.error) for line in lines if line.error]
-    good = [line for line in lines if not line.error]
-    left = [line for line in good if _made_of(out / f"{line.id}.png") != made_of[line.number]]
-    asked: list[tuple[Line, Request]] = []
-    for line in left:
+    asked: list[tuple[Line, Request, str]] = []
+    kept = made = 0
+    for line in (line for line in lines if not line.error):
         try:
-            asked.append((line, source.request(line)))
+            made_of = _text(line, settings, source.folder)
+            if _made_of(out / f"{line.id}.png") == made_of:
+                kept += 1
+            else:
+                asked.append((line, source.request(line), made_of))
         except (TypeError, ValueError, OSError) as error:
             failed.append(_failure(line, str(error)))
-    made = 0
-    for line, sample in _samples(source, asked, progress):
-        if sample.error is not None:
-            failed.append(_failure(line, str(sample.error)))
-            continue
-        if sample.nonfinite:
-            failed.append(_failure(line, "the latents hold NaN or Inf"))
-            continue
-        steps = len(sample.refreshed)
-        _save(out / f"{line.id}.png", source.image(sample), made_of[line.number], sample.nfe, steps)
-        made += 1
+    ended = None
+    try:
+        for line, made_of, sample in _samples(source, asked, progress):
+            error = "the latents hold NaN or Inf" if sample.nonfinite else sample.error
+            if error is not None:
+                failed.append(_failure(line, str(error)))
+                continue
+            nfe = f"{sample.nfe} of {len(sample.refreshed)}"
+            _save(out / f"{line.id}.png", source.image(sample), made_of, nfe)
+            made += 1
+    except EngineError as error:
+        ended = str(error)
     return {
         "requests": len(lines),
         "made": made,
-        "kept": len(good) - len(left),
+        "kept": kept,
         "failed": sorted(failed, key=lambda failure: failure["line"]),
+        "error": ended,
         "report": source.engine.report(),
         "out": str(out),
     }
 
 
 def _samples(
-    source: Source, asked: list[tuple[Line, Request]], progress: bool
-) -> Iterator[tuple[Line, Sample]]:
+    source: Source, asked: list[tuple[Line, Request, str]], progress: bool
+) -> Iterator[tuple[Line, str, Sample]]:
     # No bar, and no run, for nothing.
     if asked:
-        for sample in source.run([request for _, request in asked], progress):
-            yield asked[sample.number][0], sample
+        for sample in source.run([request for _, request, _ in asked], progress):
+            line, _, made_of = asked[sample.number]
+            yield line, made_of, sample
 
 
 def _text(line: Line, settings: dict[str, Any], folder: Path | None) -> str:
@@ -105,11 +108,11 @@ def _made_of(path: Path) -> str | None:
         return None
 
 
-def _save(path: Path, image: Any, made_of: str, nfe: int, steps: int) -> None:
+def _save(path: Path, image: Any, made_of: str, nfe: str) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
     text.add_text(KEY, made_of)
-    text.add_text("nfe", f"{nfe} of {steps}")
+    text.add_text("nfe", nfe)
     with replacing(path) as hidden:
         image.save(hidden, format="png", pnginfo=text)

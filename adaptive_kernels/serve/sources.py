@@ -1,5 +1,6 @@
 """What requests of a file are sampled with: the shipped model, or a local diffusers pipeline."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +87,13 @@ def pipeline(
     guidance_scale: float | None,
     device: str,
     dtype: torch.dtype | None,
+    variant: str | None,
     size: tuple[int | None, int | None],
 ) -> Source:
     """A local folder that `save_pretrained` has written: lines with `prompt` and the like.
 
-    size: height and width in pixels, None the pipeline's own.
+    dtype: that the weights are loaded in, None: float32. variant: of the weights' files, such as
+    "fp16". size: height and width in pixels, None the pipeline's own.
 
     Raises: OSError where there is no pipeline in the folder.
     """
@@ -100,7 +103,9 @@ def pipeline(
         raise FileNotFoundError(
             f"model must be a folder of a diffusers pipeline, got {folder} without model_index.json"
         )
-    options = {} if dtype is None else {"torch_dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    if variant is not None:
+        options["variant"] = variant
     pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options).to(device)
     given = {name: n for name, n in zip(("height", "width"), size, strict=True) if n is not None}
     engine = Engine.from_pipeline(
@@ -114,8 +119,16 @@ def pipeline(
 
     settings = {"model": str(folder.resolve()), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"num_inference_steps": engine.engine.table.num_steps, **given}
-    settings |= {"guidance_scale": guidance_scale, "dtype": str(dtype)}
+    settings |= {"guidance_scale": guidance_scale, "dtype": str(dtype), "variant": variant}
+    settings["files"] = _digest(folder)
     return Source(engine, request, lambda sample: sample.image, settings)
+
+
+def _digest(folder: Path) -> str:
+    """What another content of a folder changes: names, sizes and times of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _label(label: int, device: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 import adaptive_kernels as ak
 from tests.support.pipelines import image
-from tests.support.pipelines.parts import SIZE, controlnet, scheduler
+from tests.support.pipelines.parts import SIZE, controlnet, feature_extractor, scheduler, vae
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 PIXELS = {"height": 2 * SIZE, "width": 2 * SIZE}
@@ -57,14 +57,13 @@ def test_images_are_the_pipelines_own(family):
     if family == "flux":
         # It takes its negative prompt with a second network call alone.
         given = [r for r in given if isinstance(r, str) or "negative_prompt" not in r.conditioning]
-    before = {name: dict(vars(part)) for name, part in (("pipe", pipe), ("s", pipe.scheduler))}
+    own(pipe, ak.Sample("", 0, "so that it has what its calls leave on it"), more)
+    parts = {"pipe": pipe, "scheduler": pipe.scheduler, **pipe.components}
+    before = {name: {*vars(part)} for name, part in parts.items() if hasattr(part, "__dict__")}
     one = engine(pipe, more)
     out = list(one.run(given, ordered=True, progress=False))
     assert [sample.request for sample in out] == given
-    assert vars(pipe).keys() == before["pipe"].keys() | {"_guidance_scale"} | (
-        vars(pipe).keys() - {"prepare_latents", "progress_bar"}
-    )
-    assert "step" not in vars(pipe.scheduler)
+    assert {name: {*vars(parts[name])} for name in before} == before
     images = []
     for sample in out:
         expected = own(pipe, sample, more)
@@ -98,6 +97,8 @@ def test_half_precision_pipelines_stay_in_it():
     # Its own latents are rounded at every step, ours are not: no closer than that.
     expected = own(pipe, sample)
     assert (sample.image - expected).float().abs().mean() < 0.02
+    sample = next(one.run([ak.Request(seed=3, conditioning={"prompt": "cat"})], progress=False))
+    assert (sample.image - expected).float().abs().mean() > 0.04
 
 
 def test_images_are_pil_unless_told_and_noise_may_be_given():
@@ -129,9 +130,63 @@ def test_prompts_and_images_go_in_batches():
 
 
 def test_none_in_the_queue_ends_a_batch_of_prompts():
-    one = engine(image.sd(), encode_batch=8)
-    out = one.run(iter(["cat", None, "dog", None, None, "hat"]), ordered=True, progress=False)
-    assert [sample.request for sample in out] == ["cat", "dog", "hat"]
+    one, sizes = engine(image.sd(), encode_batch=8), []
+    encode = one._encoder.encode
+    one._encoder.encode = lambda chunk: (sizes.append(len(chunk)), encode(chunk))[1]
+    given = ["cat", "x", None, "dog", None, None, "hat"]
+    out = one.run(iter(given), ordered=True, progress=False)
+    assert [sample.request for sample in out] == ["cat", "x", "dog", "hat"]
+    assert [size for size in sizes if size] == [2, 1, 1]
+
+
+def test_embeddings_are_taken_as_prompts_are_in_whatever_dtype():
+    pipe = image.sd()
+    one = engine(pipe)
+    with torch.no_grad():
+        embeds = pipe.encode_prompt("a cat", torch.device("cpu"), 1, True, negative_prompt="dog")
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    halves = dict(zip(names, embeds[:2], strict=True))
+    double = {name: value.double() for name, value in halves.items()}
+    given = [ak.Request(seed=4, conditioning=c) for c in (halves, double)]
+    prompts = {"prompt": "a cat", "negative_prompt": "dog"}
+    given.append(ak.Request(seed=4, conditioning=prompts))
+    a, b, c = one.run(given, ordered=True, progress=False)
+    assert (a.image - own(pipe, a)).abs().max() < 2e-5
+    for other in (b, c):
+        assert (a.image - other.image).abs().max() < 2e-5
+
+
+def test_what_a_pipeline_does_to_its_images_is_done():
+    """A VAE that must not run in half precision, a safety checker, a watermark."""
+    pipe = image.sd(safety_checker=Checker(), feature_extractor=feature_extractor())
+    pipe.run_safety_checker = lambda images, device, dtype: (images * 0 + 0.5, [True] * len(images))
+    sample = next(engine(pipe).run(["cat"], progress=False))
+    # Flagged images are not brought from [-1, 1] to [0, 1].
+    assert bool((sample.image == 0.5).all())
+    pipe = image.sdxl(vae=vae(force_upcast=True)).to(torch.float16)
+    pipe.watermark = Watermark()
+    seen, decode = [], pipe.vae.decode
+
+    def watched(x, **options):
+        seen.append((x.dtype, pipe.vae.dtype))
+        return decode(x, **options)
+
+    pipe.vae.decode = watched
+    sample = next(engine(pipe).run(["cat"], progress=False))
+    assert seen == [(torch.float32, torch.float32)] and pipe.vae.dtype == torch.float16
+    assert bool((sample.image[:, :4] == 1).all()) and not bool((sample.image == 1).all())
+
+
+class Checker(torch.nn.Module):
+    device, dtype = torch.device("cpu"), torch.float32
+
+
+class Watermark:
+    """Rows of white at the top."""
+
+    def apply_watermark(self, images):
+        images[..., :4, :] = 1
+        return images
 
 
 BAD = [
@@ -265,6 +320,35 @@ def test_an_image_that_cannot_be_made_leaves_its_latents_and_the_others():
     pipe.vae.decode = decode
 
 
+def test_an_image_that_cannot_be_made_ends_a_run_as_a_bad_request_does():
+    """What is under way is finished and handed out first; nothing further is taken."""
+    pipe = image.sd()
+    decode, done = pipe.vae.decode, []
+
+    def fails(x, **options):
+        done.append(None)
+        if len(done) == 2:
+            raise OSError("no room")
+        return decode(x, **options)
+
+    pipe.vae.decode = fails
+    one = engine(pipe, decode_batch=1, slots=2, encode_batch=1)
+    prompts, out = iter("abcdefgh"), []
+    with pytest.raises(ak.RequestError, match="request 1: no image came of its latents: no room"):
+        for sample in one.run(prompts, ordered=True, progress=False):
+            out.append(sample)
+    # The two that were under way when it came to light are there.
+    assert [s.request for s in out] == list("ab") and len(list(prompts)) == 6
+    done.clear()
+    prompts, out = iter("abcdefgh"), []
+    one = engine(pipe, decode_batch=1, slots=3, encode_batch=1, config=ak.AdaptiveConfig.paper())
+    with pytest.raises(ak.RequestError, match="no room"):
+        for sample in one.run(prompts, progress=False):
+            out.append(sample)
+    assert len(out) + len(list(prompts)) == 8 and sum(s.image is None for s in out) == 1
+    pipe.vae.decode = decode
+
+
 def test_a_compiled_network_is_called_as_a_plain_one():
     pipe = image.sd()
     plain = next(engine(pipe).run(["cat"], progress=False))
@@ -276,7 +360,8 @@ def test_a_compiled_network_is_called_as_a_plain_one():
 def test_pipelines_that_do_something_else_are_refused_by_name():
     pipe = image.sdxl()
     refused = [
-        ({"guidance_rescale": 0.7}, "pipe must hand mu \\+ g \\(mc - mu\\)"),
+        ({"guidance_rescale": 0.7}, "guidance_rescale must be 0 for an engine of a pipeline"),
+        ({"negative_prompt": "x"}, "negative_prompt must be given to each request"),
         ({"num_images_per_prompt": 2}, "num_images_per_prompt must be left out"),
         ({"callback_on_step_end": print}, "callback_on_step_end must be left out"),
         ({"output_type": "jpg"}, "output_type must be one of 'pil'"),
@@ -305,6 +390,13 @@ def test_pipelines_that_do_something_else_are_refused_by_name():
         engine(controlled, output_type="latent")
     with pytest.raises(ValueError, match="true_cfg_scale must be 1"):
         engine(image.flux(), true_cfg_scale=2.0)
+    # Whatever it is called: the first step is looked at, in every precision.
+    for make, dtype in ((image.sd, torch.float32), (image.sdxl, torch.bfloat16)):
+        other = type("Other", (type(make()),), {"guidance_rescale": property(lambda self: 0.7)})
+        rescaled = make().to(dtype)
+        rescaled.__class__ = other
+        with pytest.raises(ValueError, match=r"pipe must hand mu \+ g \(mc - mu\)"):
+            engine(rescaled, output_type="latent")
     # All of that has left the pipeline as it was.
     plain = pipe("cat", num_inference_steps=2, output_type="pt", **PIXELS).images[0]
     assert plain.isfinite().all() and "progress_bar" not in vars(pipe)

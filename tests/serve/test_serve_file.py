@@ -89,6 +89,7 @@ def test_bad_lines_fail_alone_by_line_and_name(tmp_path, capsys):
         ({"id": "../up", "class": 1}, "id must be letters, digits"),
         ({"id": "", "class": 1}, "id must be letters, digits"),
         ({"id": "good", "class": 1}, "id must be one request's, got 'good' of line 1 again"),
+        ({"id": "GOOD", "class": 1}, "id must be one request's, got 'GOOD' of line 1 again"),
         ({"class": 10}, "class must be 0 to 9 or one of T-shirt"),
         ({}, "class must be 0 to 9 or one of T-shirt"),
         ({"class": True}, "class must be 0 to 9"),
@@ -180,3 +181,32 @@ def test_a_local_pipeline_serves_prompts(tmp_path, capsys):
     assert (tmp_path / "t.png").is_file()
     assert serve(path, out, "--json", *options) == 1
     assert summary(capsys)["kept"] == 2
+    # Another content of the folder makes other images.
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("leading", "trailing"))
+    assert serve(path, out, "--json", *options) == 1
+    assert summary(capsys)["made"] == 2
+    # A file without requests is told before anything is loaded.
+    assert serve(tmp_path / "none.jsonl", out, "--model", "nowhere") == 1
+    assert "requests must be a file of JSON lines" in capsys.readouterr().err
+
+
+def test_a_network_that_fails_ends_the_run_and_all_that_was_done_is_told(
+    tmp_path, capsys, monkeypatch
+):
+    path = write(tmp_path, *({"id": f"r{n}", "seed": n, "class": n} for n in range(5)), "bad")
+    forward, calls = FashionUNet.forward, []
+
+    def failing(*args, **kwargs):
+        calls.append(None)
+        if len(calls) > 12:
+            raise torch.OutOfMemoryError("no room")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(FashionUNet, "forward", failing)
+    assert serve(path, tmp_path / "out", "--json", "--slots", "2", "--threshold", "0") == 1
+    said = capsys.readouterr()
+    got = json.loads(said.out)
+    assert got["made"] == 2 and [failure["line"] for failure in got["failed"]] == [6]
+    assert "no room" in got["error"] and "unfinished: 'r2', 'r3'" in got["error"]
+    assert "error: OutOfMemoryError: no room" in said.err

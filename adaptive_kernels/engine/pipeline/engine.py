@@ -1,7 +1,7 @@
 """The engine of a pipeline: prompts encoded in batches, the engine, the VAE in batches."""
 
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -24,6 +24,8 @@ _REFUSED = (
     *("denoising_end", "denoising_start", "latents", "generator", "output_type", "return_dict"),
     *("num_images_per_prompt", "image", "mask_image", "strength", "pag_scale"),
 )
+# Of another kind than a negative prompt that is not given, so that the halves differ.
+_PROBE = "a photo"
 
 
 class PipelineEngine:
@@ -61,10 +63,13 @@ class PipelineEngine:
         for name, value in arguments.items():
             if name in _REFUSED:
                 raise ValueError(f"{name} must be left out for an engine of a pipeline")
-            if name == "true_cfg_scale" and value != 1:
+            if "prompt" in name:
+                raise ValueError(f"{name} must be given to each request, in its conditioning")
+            plain = {"true_cfg_scale": 1.0, "guidance_rescale": 0.0}.get(name, value)
+            if value != plain:
                 raise ValueError(
-                    f"true_cfg_scale must be 1 for an engine of a pipeline, got {value}: it calls "
-                    "the network twice a step"
+                    f"{name} must be {plain:g} for an engine of a pipeline, got {value}: the "
+                    "engine combines the halves as mu + g (mc - mu)"
                 )
         self.pipe, self.output_type = pipe, output_type
         self._encode_batch, self._decode_batch = int(encode_batch), int(decode_batch)
@@ -72,11 +77,11 @@ class PipelineEngine:
         arguments = {**arguments, "output_type": "latent"} | ({"eta": eta} if eta else {})
         preamble = Preamble(pipe, network, arguments)
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-        first = preamble.first({"prompt": [""], **scale}, [0], eta)
-        model = PipelineNetwork(
-            network, first, preamble.call({"prompt": [""] * 2, **scale}, [0, 1])
-        )
+        first = preamble.first({"prompt": [_PROBE], **scale}, [0], eta)
+        two = preamble.call({"prompt": [_PROBE] * 2, **scale}, [0, 1])
+        model = PipelineNetwork(network, first, two)
         _check(pipe, first, model)
+        self._free()
         self.size = first.size
         own = first.guidance_scale if model.halves == 2 else None
         # A network that takes its guidance as a condition is not guided by the engine.
@@ -99,9 +104,11 @@ class PipelineEngine:
         has none to give. A sample whose image cannot be made has its latents and the error.
 
         Args:
-            requests: prompts, or `Request` whose `conditioning` holds arguments of the pipeline's
-                call (``{"prompt": ..., "negative_prompt": ...}``); None as `Engine.run` has it.
-            ordered, on_error, progress: as `Engine.run` has them.
+            requests: prompts, of seed 0, or `Request` whose `conditioning` holds those of the
+                pipeline's call (``{"prompt": ..., "negative_prompt": ...}``) or their embeddings;
+                None as `Engine.run` has it.
+            ordered, on_error, progress: as `Engine.run` has them; with "raise" an image that
+                cannot be made ends the run as a request does that cannot be taken in.
 
         Raises: as `Engine.run` does.
         """
@@ -119,48 +126,61 @@ class PipelineEngine:
         prompts = kind(requests, self._encoder, self._encode_batch)
         options = {"ordered": ordered, "on_error": on_error, "progress": progress}
         samples = self.engine.run(prompts, **options, gaps=True)
-        running = self._images(samples, prompts.originals, on_error)
+        running = self._images(samples, prompts, on_error)
         # As the engine's own: what has begun ends with its iterator.
         next(running)
         return running
 
     def _images(
-        self, samples: Iterator[Sample | None], originals: dict[int, Any], on_error: str
+        self, samples: Iterator[Sample | None], prompts: Prompts, on_error: str
     ) -> Iterator[Any]:
         waiting: list[Sample] = []
+        failure: RequestError | None = None
         try:
             yield None
             for sample in samples:
                 if sample is not None:
-                    waiting.append(replace(sample, request=originals.pop(sample.number)))
+                    original = prompts.originals.pop(sample.number)
+                    waiting.append(replace(sample, request=original))
                 # While the queue has none to give, nobody waits for others.
                 if sample is None or len(waiting) >= self._decode_batch:
-                    yield from self._decoded(waiting, on_error)
-            yield from self._decoded(waiting, on_error)
+                    failure = yield from self._decoded(waiting, failure)
+                if failure is not None and on_error == "raise":
+                    prompts.stop()
+            failure = yield from self._decoded(waiting, failure)
         except Exception:
-            yield from self._decoded(waiting, "yield")
+            yield from self._decoded(waiting, None)
             raise
         finally:
             samples.close()
-            if hasattr(self.pipe, "maybe_free_model_hooks"):
-                self.pipe.maybe_free_model_hooks()
+            self._free()
+        if failure is not None and on_error == "raise":
+            raise failure
 
-    def _decoded(self, waiting: list[Sample], on_error: str) -> Iterator[Sample]:
+    def _decoded(
+        self, waiting: list[Sample], failure: RequestError | None
+    ) -> Generator[Sample, None, RequestError | None]:
         """Hands out what is waiting, with images; each is let go of as it goes out.
 
-        One whose image cannot be made keeps its latents and has the error; with "raise" a
-        `RequestError` follows the others.
+        One whose image cannot be made keeps its latents and has the error. Returns the first such
+        failure, or the one of before.
         """
         made = [sample for sample in waiting if sample.error is None]
         images, errors = self._decode(made) if self.output_type != "latent" else ({}, {})
         while waiting:
             sample = waiting.pop(0)
-            error = errors.get(sample.number, sample.error)
-            yield replace(sample, image=images.pop(sample.number, None), error=error)
-        if errors and on_error == "raise":
-            first = next(sample for sample in made if sample.number in errors)
-            error = errors[first.number]
-            raise RequestError(first.id, f"no image came of its latents: {error}") from error
+            error = errors.pop(sample.number, None)
+            if error is not None and failure is None:
+                failure = RequestError(sample.id, f"no image came of its latents: {error}")
+                failure.__cause__ = error
+            image = images.pop(sample.number, None)
+            yield replace(sample, image=image, error=sample.error if error is None else error)
+        return failure
+
+    def _free(self) -> None:
+        """Lets a pipeline that keeps its parts elsewhere put them back there."""
+        if hasattr(self.pipe, "maybe_free_model_hooks"):
+            self.pipe.maybe_free_model_hooks()
 
     def _decode(self, samples: list[Sample]) -> tuple[dict[int, Any], dict[int, Exception]]:
         """Images, or why there is none, by number; one by one where all together fail."""
@@ -214,7 +234,8 @@ def _check(pipe: Any, first: First, model: PipelineNetwork) -> None:
         )
     output = first.output
     if model.halves == 2:
-        unconditional, conditional = output.float().chunk(2)
+        # In its own precision, as the pipeline does.
+        unconditional, conditional = output.chunk(2)
         output = unconditional + first.guidance_scale * (conditional - unconditional)
     if output.shape != first.handed.shape:
         raise ValueError(
@@ -223,7 +244,7 @@ def _check(pipe: Any, first: First, model: PipelineNetwork) -> None:
         )
     handed = first.handed.float()
     error = (output.float() - handed).norm() / handed.norm()
-    if not error <= 20 * torch.finfo(first.output.dtype).eps:
+    if not error <= 4 * torch.finfo(first.output.dtype).eps:
         raise ValueError(
             f"pipe must hand mu + g (mc - mu) of its network's halves to the scheduler, which "
             f"{kind} does not with these arguments (off by {float(error):.2g} of it): rescaled "

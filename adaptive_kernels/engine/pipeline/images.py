@@ -44,7 +44,9 @@ def decode(pipe: Any, latents: Tensor, output_type: str, size: tuple[int, int] |
     try:
         if upcast:
             vae.to(dtype=torch.float32)
-        latents = latents.to(device=pipe._execution_device, dtype=vae.dtype)
+        hook = getattr(vae, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None) or vae.device
+        latents = latents.to(device=device, dtype=vae.dtype)
         images = vae.decode(_unscaled(pipe, latents), return_dict=False)[0]
     finally:
         if upcast:
@@ -53,7 +55,6 @@ def decode(pipe: Any, latents: Tensor, output_type: str, size: tuple[int, int] |
         images = pipe.watermark.apply_watermark(images)
     flags = None
     if getattr(pipe, "safety_checker", None) is not None:
-        dtype = next(pipe.text_encoder.parameters()).dtype
         images, flags = pipe.run_safety_checker(images, latents.device, dtype)
     whole = [True] * len(images) if flags is None else [not flag for flag in flags]
     plain = pipe.image_processor.postprocess(images, output_type=output_type, do_denormalize=whole)

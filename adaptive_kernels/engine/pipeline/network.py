@@ -64,7 +64,11 @@ class PipelineNetwork:
 
         def half(number: int) -> dict[str, Tensor]:
             row = number * batch + sample
-            return {name: leaves[place][row : row + 1] for name, place in self.places.items()}
+            # Embeddings that a user gives may be of another dtype than those that are made here.
+            return {
+                name: leaves[place][row : row + 1].to(self._leaves[place].dtype)
+                for name, place in self.places.items()
+            }
 
         return half(halves - 1), half(0) if halves == 2 else None
 

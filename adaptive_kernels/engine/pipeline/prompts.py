@@ -27,10 +27,15 @@ class Prompts:
         self.originals: dict[int, Any] = {}
         self._given, self._encoder, self._size = iter(given), encoder, size
         self._number = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Gives no further request."""
+        self._stopped = True
 
     def __iter__(self) -> Iterator[Request | Refused | None]:
         ended = False
-        while not ended:
+        while not ended and not self._stopped:
             chunk: list[Any] = []
             gap = False
             try:
@@ -49,6 +54,8 @@ class Prompts:
 
     def _encoded(self, chunk: list[Any]) -> Iterator[Request | Refused]:
         for item, request in zip(chunk, self._encoder.encode(chunk), strict=True):
+            if self._stopped:
+                return
             self.originals[self._number] = item
             self._number += 1
             yield request
