@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.support.machine import cpu_model
+
 ROUND_SECONDS = 0.002
 # A busy machine gets fewer rounds, so that its run ends too.
 MOST_ROUNDS, LEAST_ROUNDS, CASE_SECONDS = 61, 11, 4.0
@@ -119,16 +121,6 @@ def pytest_configure(config):
     path = config.getoption("benchmark_json")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-
-
-def cpu_model() -> str:
-    """The processor's name; empty where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def pytest_benchmark_generate_machine_info():

@@ -1,6 +1,5 @@
 """The engine: a queue of samples through the slots of one network, each at its own pace."""
 
-import numbers
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,21 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..rules.config import AdaptiveConfig
-from ..sampler import AdaptiveSampler
-from ..sampling.network import network_dtype
 from ..solvers.keywords import known_keywords
-from ..solvers.start import check_strength
-from ..solvers.table import SolverTable
+from .border import batch_of
 from .pipeline.engine import PipelineEngine
-from .request import Entry, Queue, Request
+from .request import Queue, Request
+from .running import samples
 from .sample import Sample
-from .serving import serve
-from .slots.batch import Batch, one_scale
-from .slots.solvers import Solvers
-from .statistics import Record
 from .timeline import timeline_picture
 
 ON_ERROR = ("raise", "yield")
@@ -89,56 +81,19 @@ class Engine:
         strength_rounding: str | None = None,
         **table_arguments: Any,
     ):
-        if not callable(model):
-            raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if isinstance(slots, bool) or not isinstance(slots, numbers.Integral):
-            raise TypeError(f"slots must be an int, got {slots!r}")
-        if slots < 1:
-            raise ValueError(f"slots must be at least 1, got {slots}")
-        if not isinstance(gather, bool):
-            raise TypeError(f"gather must be a bool, got {gather!r}")
-        shape = _shape(shape)
         known_keywords(Engine, scheduler, table_arguments)
-        check_strength(1.0, strength_rounding, 0)
-        if strength_rounding is not None and "strength" in table_arguments:
-            table_arguments["strength_rounding"] = strength_rounding
-        sampler = AdaptiveSampler(
-            *(scheduler, num_inference_steps, config, guidance_scale, dtype),
-            **table_arguments,
+        self._batch = batch_of(
+            *(model, scheduler, num_inference_steps, slots, shape, config, guidance_scale),
+            **{"unconditional": unconditional, "dtype": dtype, "device": device, "gather": gather},
+            strength_rounding=strength_rounding,
+            table_arguments=table_arguments,
         )
-        config = sampler.config
-        if config.granularity == "batch" and slots > 1:
-            raise ValueError(
-                "config must have granularity 'sample': samples of an engine stand at different "
-                "steps and decide alone, got 'batch'"
-            )
-        scale = one_scale(sampler.guidance_scale)
-        own_steps = isinstance(scheduler, SolverTable) or {"timesteps", "sigmas"} & {
-            *table_arguments
-        }
-        if num_inference_steps is None and not own_steps:
-            num_inference_steps = config.num_inference_steps
-        self.table, self.config, self.slots, self.shape = sampler.table, config, int(slots), shape
-        table_arguments.pop("strength_rounding", None)
-        self._batch = Batch(
-            model,
-            Solvers(
-                *(scheduler, self.table, config, num_inference_steps),
-                *(strength_rounding, table_arguments),
-            ),
-            config,
-            self.slots,
-            shape,
-            guidance_scale=scale,
-            unconditional=unconditional,
-            dtype=dtype or network_dtype(model),
-            device=_device(device, model),
-            gather=gather,
-        )
+        self.table, self.config = self._batch.solvers.table, self._batch.config
+        self.slots, self.shape = self._batch.slots, self._batch.shape
         self.dtype = self._batch.dtype
         self._lock = threading.Lock()
         # Weakly: an iterator that is let go of ends its run.
-        self._running: Callable[[], Iterator[Sample] | None] = _nobody
+        self._running: Callable[[], Iterator[Sample] | None] = lambda: None
         self._closed = False
 
     @classmethod
@@ -238,73 +193,32 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            if self._running() is not None:
+            if getattr(self._running(), "gi_frame", None) is not None:
                 raise RuntimeError(
                     "a run of this engine is under way: go to its end, or close() its iterator"
                 )
-            record = Record(self.slots)
-            self._batch.clear(record)
-            running = self._samples(queue, record, ordered, on_error, progress, gaps)
+            running = samples(
+                *(self._batch, queue, lambda: self._closed),
+                **{"ordered": ordered, "on_error": on_error, "progress": progress, "gaps": gaps},
+            )
             self._running = weakref.ref(running)
         # It must have begun: an iterator that never did has nothing that closing it could end.
         next(running)
         return running
 
-    @torch.no_grad()
-    def _samples(
-        self,
-        queue: Queue,
-        record: Record,
-        ordered: bool,
-        on_error: str,
-        progress: bool,
-        gaps: bool,
-    ) -> Iterator[Any]:
-        bar = None
-
-        def failed(entry: Entry, error: Exception) -> Sample:
-            record.failed += 1
-            return Sample(entry.id, entry.number, entry.item, error=error)
-
-        try:
-            yield None
-            bar = tqdm(total=queue.size, unit="sample", disable=not progress)
-            serving = serve(
-                *(queue, self._batch, self.slots),
-                **{"ordered": ordered, "on_error": on_error, "failed": failed},
-                stopped=lambda: self._closed,
-            )
-            for sample in serving:
-                if sample is None:
-                    if gaps:
-                        yield None
-                    continue
-                if record.done:
-                    note = f"NFE {record.calls / record.done:.1f} of {self.table.num_steps}"
-                    bar.set_postfix_str(note, refresh=False)
-                bar.update()
-                yield sample
-        finally:
-            if bar is not None:
-                bar.close()
-            record.close()
-            self._running = _nobody
-            if self._closed:
-                self._batch.free()
-
     def report(self) -> dict[str, Any]:
         """The last run, or the one under way, for a program.
 
-        samples, failed: requests with a result and without. ticks: network calls. mean_nfe: calls
-        per sample. occupancy: share of the slots that held a sample, mean over ticks; slots_in_use:
-        how many did, tick by tick. idle_rows: empty slots, summed over ticks. network_rows: rows of
-        the network in all; wasted_rows: of them, those that nobody waited for. network_seconds:
-        within the network's calls, by the device's clock on a GPU; tick_seconds: in ticks, the
-        network included; seconds: in all, the consumer's time included. request_seconds,
-        queue_seconds: mean, p50, p95 and p99 of the time of a request in its slot, and of its wait
-        for one, from the beginning of the run where the requests have a length, else from when they
-        were taken; None without results. Times and slots_in_use are of the last 10,000. memory:
-        bytes of the buffers around the network.
+        samples, failed: requests with a result and without; nonfinite: of the former, those with
+        NaN or Inf. ticks: network calls. mean_nfe: calls per sample. occupancy: share of the slots
+        that held a sample, mean over ticks; slots_in_use: how many did, tick by tick. idle_rows:
+        empty slots, summed over ticks. network_rows: rows of the network in all; wasted_rows: of
+        them, those that nobody waited for. network_seconds: within the network's calls, by the
+        device's clock on a GPU; tick_seconds: in ticks, the network included; seconds: in all, the
+        consumer's time included. request_seconds, queue_seconds: mean, p50, p95 and p99 of the time
+        of a request in its slot, and of its wait for one, from the beginning of the run where the
+        requests have a length, else from when they were taken; None without results. Times and
+        slots_in_use are of the last 10,000. memory: bytes of the buffers around the network.
         """
         return {**self._batch.record.report(), "memory": self._batch.bytes()}
 
@@ -342,29 +256,3 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({self.slots} slots of {list(self.shape)}, {self.table})"
-
-
-def _nobody() -> None:
-    return None
-
-
-def _shape(shape: Any) -> tuple[int, ...]:
-    found = tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else ()
-    integers = all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in found)
-    if not found or not integers or min(found) < 1:
-        raise ValueError(
-            f"shape must be that of one sample's latents, such as (4, 64, 64), got {shape!r}"
-        )
-    return tuple(map(int, found))
-
-
-def _device(device: Any, model: Any) -> torch.device:
-    if device is None:
-        parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-        return next((p.device for p in parameters), torch.device("cpu"))
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch device, got {device!r}: {error}") from None
-    # "cuda" is the current one by number: tensors are compared with it.
-    return torch.empty(0, device=found).device

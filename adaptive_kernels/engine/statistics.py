@@ -32,7 +32,7 @@ class Record:
         self.began = time.perf_counter()
         self.ended: float | None = None
         self.ticks = self.taken = self.network_rows = self.wasted_rows = 0
-        self.done = self.failed = self.calls = 0
+        self.done = self.failed = self.nonfinite = self.calls = 0
         self.network_seconds = self.tick_seconds = 0.0
         self.spans: deque[Span] = deque(maxlen=REMEMBERED)
         self.occupancy: deque[int] = deque(maxlen=REMEMBERED)
@@ -88,6 +88,7 @@ class Record:
             "slots": self.slots,
             "samples": self.done,
             "failed": self.failed,
+            "nonfinite": self.nonfinite,
             "ticks": self.ticks,
             "seconds": seconds,
             "samples_per_second": self.done / seconds if self.done else 0.0,

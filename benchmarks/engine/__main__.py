@@ -11,7 +11,6 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from tqdm.auto import tqdm
 import adaptive_kernels as ak
 from adaptive_kernels import files, ops
 from adaptive_kernels.demo import model as demo
+from benchmarks.check.device import ask
 from benchmarks.engine.picture import picture
 from benchmarks.engine.ways import FULL, Problem, Way, batches_way, engine_way, mean
+from benchmarks.support.machine import cpu_model
 
 SCALING = (1, 4, 16, 64)
 AIM, MOST_OVERHEAD = 0.93, 0.03
@@ -116,24 +117,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             **{"model": "the shipped one", "scheduler": type(given.scheduler).__name__},
             "implementation": ops.info()["serves"]["cpu"]["implementation"],
             **{"threads": torch.get_num_threads(), "cpu_count": os.cpu_count()},
-            **{"cpu": cpu(), "torch": torch.__version__, "python": platform.python_version()},
-            **{"adaptive_kernels": ak.__version__, "commit": commit()},
+            **{"cpu": cpu_model(), "torch": torch.__version__, "python": platform.python_version()},
+            **{
+                "adaptive_kernels": ak.__version__,
+                "commit": ask("git", "rev-parse", "--short", "HEAD"),
+            },
         },
     }
-
-
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def table(report: dict[str, Any]) -> str:

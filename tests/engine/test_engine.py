@@ -122,7 +122,9 @@ def test_nan_in_one_sample_touches_no_other():
     made = [ak.Request(seed=n, conditioning=label(1), noise=bad if n % 4 == 1 else None)
             for n in range(12)]  # fmt: skip
     one = engine(table, config=config)
-    out = list(one.run(made, ordered=True, progress=False))
+    with pytest.warns(RuntimeWarning, match="latents of request 1 hold NaN or Inf") as told:
+        out = list(one.run(made, ordered=True, progress=False))
+    assert len(told) == 1 and told[0].filename == __file__ and one.report()["nonfinite"] == 3
     assert [sample.nonfinite for sample in out] == [n % 4 == 1 for n in range(12)]
     for sample in out:
         if not sample.nonfinite:

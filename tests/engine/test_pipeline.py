@@ -372,6 +372,16 @@ def test_pipelines_that_do_something_else_are_refused_by_name():
     for options, match in refused:
         with pytest.raises(ValueError, match=match):
             engine(pipe, **options)
+    with pytest.raises(ValueError, match="eta must be 0 for EulerDiscreteScheduler, whose step"):
+        engine(image.sdxl(), eta=1.0)
+    with pytest.raises(TypeError, match="StableDiffusion3Pipeline has no argument 'eta'"):
+        engine(image.sd3(), eta=1.0)
+    for name in ("eta", "guidance_scale"):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got 'x'"):
+            engine(pipe, **{name: "x"})
+    for steps in (0, "x", True):
+        with pytest.raises(ValueError, match="num_inference_steps must be an int of at least 1"):
+            ak.Engine.from_pipeline(pipe, steps)
     with pytest.raises(TypeError, match="config must be an AdaptiveConfig, got float"):
         engine(pipe, config=0.1)
     with pytest.raises(TypeError, match="has no argument 'widht'; did you mean width"):
@@ -400,6 +410,25 @@ def test_pipelines_that_do_something_else_are_refused_by_name():
     # All of that has left the pipeline as it was.
     plain = pipe("cat", num_inference_steps=2, output_type="pt", **PIXELS).images[0]
     assert plain.isfinite().all() and "progress_bar" not in vars(pipe)
+
+
+def test_what_is_the_same_for_all_prompts_is_looked_at():
+    """Another tensor without rows, or another plain value, would be that of the first call."""
+    one = engine(image.flux(), {"max_sequence_length": 16})
+    encoder = one._encoder
+    for name, changed in (("img_ids", torch.ones(64, 3)), ("joint_attention_kwargs", {"scale": 2})):
+        call = encoder.preamble.call
+
+        def other(arguments, seeds, call=call, name=name, changed=changed):
+            found = call(arguments, seeds)
+            found.keywords[name] = changed
+            return found
+
+        encoder.preamble.call = other
+        with pytest.raises(ak.RequestError, match="calls its network in another way for this"):
+            list(one.run(["cat"], progress=False))
+        encoder.preamble.call = call
+    assert len(list(one.run(["cat"], progress=False))) == 1
 
 
 def test_a_stochastic_solver_takes_eta_and_the_seeds_own_noise():

@@ -59,7 +59,15 @@ class PipelineEngine:
         networks = find(pipe, None)
         if len(networks) != 1:
             raise ValueError(f"pipe must have one network, got {', '.join(networks)}")
-        check_arguments(pipe, arguments)
+        for name, value in (("guidance_scale", guidance_scale), ("eta", eta)):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float))
+            ):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        steps = arguments.get("num_inference_steps", 1)
+        if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+            raise ValueError(f"num_inference_steps must be an int of at least 1, got {steps!r}")
+        check_arguments(pipe, [*arguments, *(["eta"] if eta else [])])
         for name, value in arguments.items():
             if name in _REFUSED:
                 raise ValueError(f"{name} must be left out for an engine of a pipeline")

@@ -46,20 +46,26 @@ class PipelineNetwork:
                     f"{tuple(leaf.shape)} for one and {tuple(other.shape)} for two"
                 )
         self._leaves = leaves
-        self._shapes = {name: leaves[place].shape[1:] for name, place in self.places.items()}
+
+    def check(self, call: Call) -> None:
+        """Raise ValueError unless a call differs from the first one in its conditions alone."""
+        leaves, tree = _flat(call.keywords)
+        rows = {place: name for name, place in self.places.items()}
+        same = tree == self._tree
+        for place, (own, other) in enumerate(zip(self._leaves, leaves, strict=False)):
+            if place not in rows:
+                same = same and _equal(own, other)
+            elif other.shape[1:] != own.shape[1:]:
+                raise ValueError(
+                    f"{rows[place]} must have shape {(1, *own.shape[1:])} as of every prompt, got "
+                    f"{(1, *other.shape[1:])}"
+                )
+        if not same:
+            raise ValueError("the pipeline calls its network in another way for this request")
 
     def rows(self, call: Call, sample: int) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """(conditioning, unconditional) of a sample of a call, tensors [1, ...]."""
-        leaves, tree = _flat(call.keywords)
-        if tree != self._tree:
-            raise ValueError("the pipeline calls its network in another way for this request")
-        for name, place in self.places.items():
-            if leaves[place].shape[1:] != self._shapes[name]:
-                raise ValueError(
-                    f"{name} must have shape {(1, *self._shapes[name])} as of every prompt, got "
-                    f"{(1, *leaves[place].shape[1:])}"
-                )
-        batch = len(call.latents)
+        """(conditioning, unconditional) of a sample of a checked call, tensors [1, ...]."""
+        leaves, batch = _flat(call.keywords)[0], len(call.latents)
         halves = len(call.model_input) // batch
 
         def half(number: int) -> dict[str, Tensor]:
@@ -77,15 +83,20 @@ class PipelineNetwork:
         for name, place in self.places.items():
             leaves[place] = rows[name]
         keywords = _pytree.tree_unflatten(leaves, self._tree)
-        keywords["timestep"] = timestep.to(self._timestep_dtype) / self._divisor
-        if self._divisor == 1:
-            keywords["timestep"] = timestep.to(self._timestep_dtype)
+        timestep = timestep.to(self._timestep_dtype)
+        keywords["timestep"] = timestep if self._divisor == 1 else timestep / self._divisor
         keywords[self.name] = model_input
         return self.network(**keywords, return_dict=False)
 
 
 def _flat(keywords: dict[str, Any]) -> tuple[list, Any]:
     return _pytree.tree_flatten(keywords)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool((one == other).all())
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
 
 
 def _has_rows(leaf: Any, call: Call) -> bool:

@@ -173,8 +173,12 @@ class Preamble:
         return float(scale) if isinstance(scale, (int, float)) else 1.0
 
     def _step_kwargs(self, eta: float) -> dict[str, Any]:
-        known = inspect.signature(self.pipe.scheduler.step).parameters
-        return {"eta": eta} if eta and "eta" in known else {}
+        if not eta:
+            return {}
+        if "eta" not in inspect.signature(self.pipe.scheduler.step).parameters:
+            name = type(self.pipe.scheduler).__name__
+            raise ValueError(f"eta must be 0 for {name}, whose step() takes none, got {eta}")
+        return {"eta": eta}
 
     @contextlib.contextmanager
     def _standing(self, *given: tuple) -> Iterator[None]:

@@ -139,6 +139,7 @@ class Encoder:
                     f"pipe must make one sample of a request, got {len(call.latents)} of "
                     f"{len(requests)}"
                 )
+            self.network.check(call)
             return [self._made(call, n, request, scale) for n, request in enumerate(requests)]
         except Exception as error:
             if len(group) > 1:

@@ -67,6 +67,9 @@ class Lane:
     ) -> Start:
         """A sample before its first step: what `sampling.inputs.begin` makes of the same.
 
+        Without what it works out anew at every call from the config and the table, which for one
+        sample is most of its time.
+
         noise, latents: [1, ...], checked. guidance_scale: None in a lane of plain samples.
 
         Raises: TypeError, ValueError naming the argument.

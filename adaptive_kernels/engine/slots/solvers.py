@@ -31,7 +31,7 @@ class Solvers:
         strength_rounding: str | None,
         arguments: Mapping[str, Any],
     ):
-        self.scheduler, self._config = scheduler, config
+        self.scheduler, self.table, self._config = scheduler, table, config
         self._own = table, fill_tables(table, config)
         self._steps, self._rounding = num_inference_steps, strength_rounding
         self._arguments = dict(arguments)
