@@ -46,5 +46,11 @@ __all__ = [
     "summary",
 ]
 
+
+def __dir__() -> list[str]:
+    """The public names; rooms and earlier names are importable, and no business of completion."""
+    return sorted(__all__)
+
+
 moved.install()
 __getattr__ = moved.attribute

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,8 @@ def _info(arguments: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 after an error, 2 for bad arguments.
 
+    130 where it was interrupted, 141 where nobody reads its output any more.
+
     Args:
         arguments: the words of the command line; None takes those of the process.
     """
@@ -241,10 +244,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return parsed.function(parsed) or 0
+        status = parsed.function(parsed) or 0
+        print(end="", flush=True)
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough of it, as `head` does; Python would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as of a program that SIGPIPE ended
     except (OSError, TypeError, ValueError, RuntimeError, ImportError) as error:
         print(f"{PROGRAM} {parsed.command}: error: {error}", file=sys.stderr)
         return 1

@@ -70,6 +70,11 @@ def imported(name):
             yield whole if whole in MODULES else ".".join(base)
 
 
+def test_completion_shows_the_public_names_alone():
+    assert dir(ak) == sorted(ak.__all__)
+    assert all(hasattr(ak, name) for name in ak.__all__)
+
+
 def test_rooms_import_only_from_the_rooms_before_them():
     assert {name.split(".")[0] for name in MODULES} - {""} == PLACE.keys()
     for name in MODULES.keys() - {""}:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from . import reference
+from .missing import built, why_missing
 from .schema import LIBRARY, OPS
 from .triton import launch as triton
 
@@ -21,10 +22,10 @@ def _load(name: str) -> tuple[bool, str]:
     cuda = torch.version.cuda
     if name == "_C_cuda" and cuda is None:
         return False, f"this torch is a {'ROCm' if torch.version.hip else 'CPU'} build"
-    files = sorted(Path(__file__).parent.glob(f"{name}.*.so"))
+    files = built(Path(__file__).parent, name)
     if not files:
-        tool = "a C++ compiler" if cuda is None or name == "_C" else f"nvcc of CUDA {cuda[:2]}"
-        return False, f"not built: installing found no {tool} that works"
+        tool = "C++ compiler" if cuda is None or name == "_C" else f"nvcc of CUDA {cuda[:2]}"
+        return False, why_missing(name, tool)
     try:
         torch.ops.load_library(files[-1])
     except OSError as error:

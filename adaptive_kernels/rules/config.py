@@ -117,10 +117,16 @@ class AdaptiveConfig:
                 many calls a threshold comes to is the model's matter: on another than the shipped
                 one they may be half as many again. `calibrate(calls=)` meets a number. None: the
                 steps are yours, and the threshold is the solver's.
-            settings: further ones of this class; they come before those that calls would set.
+            settings: further ones of this class (threshold, max_skip, fill, ...); they come before
+                those that calls would set.
 
         Raises: ValueError, TypeError naming the argument.
         """
+        if "criterion" in settings:
+            raise ValueError(
+                "criterion must not be given, the recommended one is 'defect', got "
+                f"{settings['criterion']!r}: AdaptiveConfig(criterion=...) takes another"
+            )
         if calls is not None:
             if isinstance(calls, bool) or not isinstance(calls, numbers.Real):
                 raise TypeError(f"calls must be a number, got {type(calls).__name__}")

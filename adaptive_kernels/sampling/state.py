@@ -44,11 +44,14 @@ class State:
         if "buffers" not in held:
             raise TypeError("this State was pickled by an earlier version: begin its sampling anew")
         vars(self).update(held)
+        self._gather()
 
     def _gather(self) -> None:
         """The ops' arguments, put together whenever a part is another one: parts are frozen."""
         tensors = [getattr(getattr(self, field.part), field.name) for field in fields.FIELDS]
         vars(self)["_arguments"] = ops.Arguments(*tensors, *self.tables.rule)
+        held = [value for value in vars(self.buffers).values() if value is not None]
+        vars(self)["_floating"] = [value for value in held if value.is_floating_point()]
 
     def __repr__(self) -> str:
         (_, batch, elements), rows = self.latents.shape, self.model_input
@@ -162,8 +165,16 @@ class State:
 
         Args:
             model_output: read in place of the buffer.
+
+        Buffers carry no autograd graph from here on, whoever wrote into them.
         """
         own = self._arguments
+        if not torch.compiler.is_compiling():
+            for buffer in self._floating:
+                if buffer.requires_grad:
+                    # A network that was called with gradients wrote here: its graph would grow by a
+                    # call per tick, and hold every activation.
+                    buffer.detach_()
         return own if model_output is None else own._replace(model_output=model_output)
 
     def step(
@@ -217,9 +228,14 @@ class State:
 
 def _tensor(part: str, name: str) -> property:
     def get(self: State) -> Tensor | None:
-        return getattr(getattr(self, part), name)
+        value = getattr(getattr(self, part), name)
+        # What a compiled function writes there shall leave no graph, and it cannot detach a tensor
+        # that it was given, as `State.arguments` does elsewhere.
+        aside = part == "buffers" and value is not None and torch.compiler.is_compiling()
+        return value.detach() if aside else value
 
     def put(self: State, value: Tensor | None) -> None:
+        value = None if value is None else value.detach()
         setattr(self, part, replace(getattr(self, part), **{name: value}))
 
     return property(get, put, doc=fields.FIELD[name].text)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from .reading.config import config_of
 
 _NO_TABLE = {
@@ -21,14 +23,27 @@ def refuse(scheduler: Any) -> None:
     missing = [f"{m}()" for m in ("set_timesteps", "step") if not hasattr(scheduler, m)]
     name = type(scheduler).__name__
     if "set_timesteps()" in missing or isinstance(scheduler, type):
-        lacks = f" without {' and '.join(missing)}" if missing else ""
-        raise TypeError(f"scheduler must be a diffusers scheduler object, got {scheduler!r}{lacks}")
+        raise TypeError(
+            f"scheduler must be a diffusers scheduler object, got {_described(scheduler)}"
+        )
     if missing:
         raise UnsupportedSchedulerError(f"{name}: it has no step(), so no step can be read off")
     for key, reason in _NO_TABLE.items():
         value = config_of(scheduler).get(key)
         if value is not None:
             raise UnsupportedSchedulerError(f"{name}: {key}={value!r} {reason}")
+
+
+def _described(value: Any) -> str:
+    """What came in a scheduler's place, shortly: a network prints itself over pages."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: {value.__name__}.from_config(...) makes an object"
+    named = f"{type(value).__name__}, without set_timesteps()"
+    if isinstance(value, torch.nn.Module):
+        return f"the network {named}; it goes into the call: sampler(model, noise)"
+    if hasattr(value, "scheduler"):
+        return f"{named}; take its own, .scheduler"
+    return f"{value!r}, without set_timesteps()" if isinstance(value, (str, int, float)) else named
 
 
 def clamp(scheduler: Any) -> str:

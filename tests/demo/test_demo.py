@@ -273,6 +273,27 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("reader", ["head -1", "true"])
+def test_a_reader_that_has_enough_ends_info_quietly(reader):
+    line = f"{sys.executable} -m adaptive_kernels info | {reader}; echo ${{PIPESTATUS[0]}} >&2"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=ENVIRONMENT)
+    status = run.stderr.split()
+    # A pipe that holds all of it need not break.
+    assert status in (["141"], ["0"]), run.stderr
+    assert reader == "true" or run.stdout.startswith("adaptive_kernels ")
+
+
+def test_output_that_nobody_takes_is_no_error(monkeypatch, tmp_path):
+    """A pipe whose reader is gone; it is found at the flush, the output being short."""
+    with open(tmp_path / "out", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, stdout.fileno())
+        os.close(write)
+        assert main(["info"]) == 141
+
+
 def test_info_says_what_serves_each_device(capsys):
     run = command("info", "--json")
     info = ops.info()

@@ -33,6 +33,27 @@ def advance(state):
 
 
 @needs_headers
+def test_a_compiled_tick_with_gradients_leaves_no_graph_in_the_state():
+    torch.compiler.reset()
+    module = network().requires_grad_(True)
+    free, state = (problems.ready("defect", 2.0) for _ in range(2))
+
+    def tick(state):
+        state.model_output.copy_(module(state.model_input))
+        state.advance()
+
+    compiled = torch.compile(tick, fullgraph=True)
+    for _ in range(4):
+        with torch.no_grad():
+            tick(free)
+        compiled(state)
+        for tensor in problems.tensors(state).values():
+            assert tensor.grad_fn is None and not tensor.requires_grad
+    assert torch.equal(free.progress, state.progress)
+    assert (free.current() - state.current()).abs().max() <= 8 * UNITS[torch.float32]
+
+
+@needs_headers
 @pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
 @pytest.mark.parametrize(
     ("rule", "dtype", "verb"),

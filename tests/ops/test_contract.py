@@ -444,6 +444,8 @@ def test_a_wrong_tensor_is_refused_in_the_words_of_the_cpu(implementation, name)
         assert_refused_alike(
             implementation, lambda a, change=change: {name: change(getattr(a, name))}
         )
+    if not fields.FIELD[name].optional:
+        assert_refused_alike(implementation, lambda a: {name: None})
 
 
 @of_each(OTHERS)

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptive_kernels import ops
-from adaptive_kernels.ops import reference
+from adaptive_kernels.ops import fields, reference
 from tests.support import problems
 from tests.support.problems import ready
 
@@ -123,6 +123,12 @@ def replaced(name, value, rule="third_order"):
 def test_refusals_name_the_argument(name, value, message):
     with pytest.raises(RuntimeError, match=message):
         ops.advance(*replaced(name, value))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields.FIELDS if not field.optional])
+def test_none_for_a_tensor_that_must_be_given_is_refused_by_name(name):
+    with pytest.raises(RuntimeError, match=f"{name} must be a tensor, got None"):
+        ops.advance(*replaced(name, None))
 
 
 @pytest.mark.parametrize(

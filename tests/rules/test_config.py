@@ -93,6 +93,21 @@ def test_auto_is_a_number_of_the_solver():
     assert AdaptiveConfig().resolved(noisy).threshold == laws.USUAL
 
 
+def test_recommended_takes_what_the_class_takes():
+    own = {
+        **{"threshold": 0.004, "max_skip": 7, "fill": "linear", "warmup": 3, "repair": False},
+        **{"granularity": "batch", "output_noise": 0.01, "num_inference_steps": 30},
+    }
+    fields = {field.name for field in dataclasses.fields(AdaptiveConfig)}
+    assert fields - {*own} == {"criterion", "plan"}
+    assert AdaptiveConfig.recommended(**own) == AdaptiveConfig(**own)
+    assert AdaptiveConfig.recommended(calls=20, **own) == AdaptiveConfig(**own)
+    with pytest.raises(ValueError, match=r"criterion must not be given, .*'defect', got 'never'"):
+        AdaptiveConfig.recommended(criterion="never")
+    with pytest.raises(TypeError, match="treshold"):
+        AdaptiveConfig.recommended(treshold=0.1)
+
+
 def test_recommended_for_a_number_of_calls_says_which_steps():
     configs = {calls: AdaptiveConfig.recommended(calls=calls) for calls in range(11, 51)}
     for calls, config in configs.items():

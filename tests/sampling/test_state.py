@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -48,6 +49,56 @@ def test_a_state_that_takes_another_start_in_samples_as_a_new_one():
     used.reset(starts[1])
     assert held == [value.data_ptr() for value in problems.tensors(used).values()]
     problems.assert_same(finish(used), finish(State.of(starts[1])))
+
+
+class Graph:
+    """Lives as long as the autograd node that it is put into."""
+
+
+def copied(state, output, held):
+    state.model_output.copy_(output)
+
+
+def sliced(state, output, held):
+    state.model_output[:] = output
+
+
+def put(state, output, held):
+    state.model_output = output
+
+
+def written_into_what_was_held(state, output, held):
+    held.copy_(output)
+
+
+def edited(state, output, held):
+    state.model_output.copy_(output)
+    state.latents.add_(0 * output.sum())
+
+
+@pytest.mark.parametrize("write", [copied, sliced, put, written_into_what_was_held, edited])
+def test_buffers_carry_no_graph_whatever_the_caller_does(write):
+    """A loop of one's own that forgets no_grad samples the same, and keeps no activation."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(2, 2, 3, padding=1)
+    states = [sampler().begin(model, noise()) for _ in range(2)]
+    for number, state in enumerate(states):
+        held = state.model_output
+        with torch.set_grad_enabled(number == 0):
+            while bool((state.index < STEPS).any()):
+                output = torch.tanh(model(state.model_input.view(-1, 2, 4, 4))).flatten(1)
+                assert output.requires_grad == (number == 0)
+                graph = Graph()
+                if output.grad_fn is not None:
+                    output.grad_fn.metadata["graph"] = graph
+                alive = weakref.ref(graph)
+                write(state, output, held)
+                state.advance()
+                del output, graph
+                assert alive() is None
+                for tensor in problems.tensors(state).values():
+                    assert tensor.grad_fn is None and not tensor.requires_grad
+    problems.assert_same(*states)
 
 
 def test_tables_are_shared_between_samplings_and_inputs_are_not():

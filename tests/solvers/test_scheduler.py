@@ -2,6 +2,7 @@
 
 import copy
 import math
+import types
 
 import diffusers
 import pytest
@@ -648,6 +649,20 @@ def test_a_small_nonlinear_term_is_found(scheduler: type) -> None:
 def test_what_is_no_scheduler_is_a_type_error(value) -> None:
     with pytest.raises(TypeError, match="scheduler must be a diffusers scheduler object, got"):
         SolverTable.from_scheduler(value, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (torch.nn.Linear(3, 3), "got the network Linear, .*; it goes into the call: sampler"),
+        (types.SimpleNamespace(scheduler=CASE["ddim"].make()), "take its own, .scheduler"),
+        (type(CASE["ddim"].make()), r"DDIMScheduler.from_config\(...\) makes an object"),
+    ],
+)
+def test_what_came_in_a_schedulers_place_is_named_shortly(value, hint) -> None:
+    with pytest.raises(TypeError, match=hint) as caught:
+        SolverTable.from_scheduler(value, 10)
+    assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
