@@ -1,5 +1,5 @@
 # make demo: install and run the main job. make test: install, lint, docs, test.
-# make docs: the pages of docs/ as a site. make bench: CPU benchmarks.
+# make docs: the pages of docs/ as a site. make bench: CPU benchmarks (SHORT=1: some of them).
 # make fidelity: every method against the full run; stopped and started again, it goes on.
 PYTHON ?= python3
 VENV := .venv
@@ -46,11 +46,13 @@ old-torch: $(VENV)/installed $(OLD_VENV)/installed
 	PYTHONPATH=. $(OLD_VENV)/bin/python -m pytest tests/executors/test_executors.py \
 		tests/executors/test_guard.py
 
+# SHORT=1: one size in float32, within a minute.
 bench: $(VENV)/installed
 	@mkdir -p bench
 	$(BIN)/python -m pytest benchmarks/ops/cpu/bench_step.py --benchmark-only \
-		--benchmark-json=bench/step.json
-	$(BIN)/python benchmarks/compare.py bench/step.json benchmarks/results/step-cpu.json
+		--benchmark-json=bench/step.json $(if $(SHORT),-k 1x4x64x64-float32)
+	$(BIN)/python benchmarks/compare.py bench/step.json benchmarks/results/step-cpu.json \
+		$(if $(SHORT),--part)
 
 fidelity: $(VENV)/installed
 	$(BIN)/python -m benchmarks.fidelity --out bench/fidelity

@@ -15,6 +15,7 @@ from .rules import AdaptiveConfig, Plan
 from .rules.presets import load_config, presets, save_config
 from .sampler import AdaptiveSampler
 from .sampling import SamplingResult, State, StepInfo
+from .sampling.network import denoiser
 from .solvers import SolverTable, UnsupportedSchedulerError
 from .version import __version__
 
@@ -37,6 +38,7 @@ __all__ = [
     "adaptive",
     "calibrate",
     "decisions_picture",
+    "denoiser",
     "disable_adaptive",
     "enable_adaptive",
     "load_config",

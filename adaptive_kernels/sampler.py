@@ -12,7 +12,7 @@ from .executors import Executors, Job, Prepared
 from .rules.config import AdaptiveConfig
 from .rules.fills import fill_tables
 from .sampling.inputs import begin, guidance_of
-from .sampling.network import DTYPES, NetworkCall
+from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
 from .sampling.start import Start
 from .sampling.state import State
@@ -58,6 +58,9 @@ class AdaptiveSampler:
         dtype: of the network's input; None takes what the model's own `dtype` says, else that of
             most of its parameters.
         executor: "auto", "graph", "groups" or "eager".
+        guidance_calls: "batched" calls the model once on 2B rows; "separate" twice on B, for halves
+            whose conditioning does not stack (embeddings of another length) or does not fit.
+        progress: whether calls show a tqdm bar that are not told themselves.
         **table_arguments: passed to `SolverTable.from_scheduler`: strength (with strength_rounding)
             or begin_index, step_kwargs, and what the scheduler's set_timesteps() takes (mu, ...).
 
@@ -76,6 +79,8 @@ class AdaptiveSampler:
         guidance_scale: float | Tensor | None = None,
         dtype: torch.dtype | None = None,
         executor: str = "auto",
+        guidance_calls: str = "batched",
+        progress: bool = True,
         **table_arguments,
     ):
         if config is not None and not isinstance(config, AdaptiveConfig):
@@ -111,6 +116,13 @@ class AdaptiveSampler:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if guidance_calls not in GUIDANCE_CALLS:
+            raise ValueError(
+                f"guidance_calls must be one of {', '.join(map(repr, GUIDANCE_CALLS))}, "
+                f"got {guidance_calls!r}"
+            )
+        self.guidance_calls = guidance_calls
+        self.progress = _bool("progress", progress)
         self._tables = fill_tables(self.table, self.config)
         self._executors = Executors(executor, self.table, self.config)
         self.dtype = dtype
@@ -132,17 +144,18 @@ class AdaptiveSampler:
         threshold: float | Tensor | None = None,
         gather: bool = True,
         callback: Callable[[StepInfo], None] | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> SamplingResult:
         """Samples B latents from noise.
 
         Args:
             model: ``model(model_input, timestep, **conditioning)``, rows in, rows out; gets 2B
                 rows with guidance, unconditional first. timestep: [rows], the scheduler's units.
+                diffusers' U-Nets and transformers as they are (`adaptive_kernels.denoiser`).
             noise: [B, ...] floating, standard normal; scaled here.
             conditioning, unconditional: the model's keyword arguments, with tensors [B, ...] in
-                dataclasses and containers that torch.utils._pytree knows; NumPy arrays are taken
-                as tensors.
+                dataclasses and containers that torch.utils._pytree knows; [1, ...] is every
+                sample's; NumPy arrays are taken as tensors.
             latents: [B, ...] clean latents to start from (img2img), with a table made with
                 `strength` or `begin_index`; noise is added here at the first timestep's level.
                 At the first row of an inverse scheduler they are the start itself, and noise
@@ -156,15 +169,14 @@ class AdaptiveSampler:
             gather: call the model on unfinished samples only; False always sends all rows, for a
                 model that closes over per-row data. Graphs always send all rows.
             callback: called with a `StepInfo` after every tick; needs the plain loop.
-            progress: whether to show a tqdm bar.
+            progress: whether to show a tqdm bar; None as the sampler was made.
 
         Raises: ValueError, TypeError at the border; what the model raises passes through, or is
             the cause of a `CaptureError` where a graph was asked for; RuntimeError, of which that
             is a kind, where the executor asked for does not work here.
         """
-        for name, value in (("gather", gather), ("progress", progress)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be a bool, got {value!r}")
+        gather = _bool("gather", gather)
+        progress = self.progress if progress is None else _bool("progress", progress)
         scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
         is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
         start = self._begin(model, noise, latents, seed, step_noise, scale, threshold)
@@ -178,6 +190,7 @@ class AdaptiveSampler:
             unconditional if guided or not is_one else None,
             gather,
             noise.device,
+            self.guidance_calls,
         )
         after_tick = None
         if callback is not None:
@@ -245,3 +258,9 @@ class AdaptiveSampler:
             dtype=self.dtype,
             tables=self._tables,
         )
+
+
+def _bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+    return value

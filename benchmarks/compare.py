@@ -1,9 +1,10 @@
 """Compares a benchmark run with a stored one.
 
-    python benchmarks/compare.py NEW.json STORED.json [--json]
+    python benchmarks/compare.py NEW.json STORED.json [--part] [--json]
 
 What is deterministic must not change: exit code 1 when a benchmark is missing or its bytes moved
 or operator calls differ. Times are another matter: a ratio that moved by more than 25 % warns.
+With --part the new run may leave benchmarks out.
 Exit code 2: a file is missing or is no benchmark file.
 """
 
@@ -115,6 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("new", metavar="NEW.json")
     parser.add_argument("stored", metavar="STORED.json")
+    parser.add_argument("--part", action="store_true", help="the new run is a part of the stored")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     options = parser.parse_args(arguments)
     try:
@@ -122,6 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenFileError as error:
         print(f"compare.py: {error}", file=sys.stderr)
         return 2
+    if options.part:
+        stored = {name: stored[name] for name in stored if name in new}
     result = {
         "differences": differences(new, stored),
         "warnings": warnings(new, stored),

@@ -40,6 +40,7 @@ def measure_output_noise(
     latents: Tensor | None = None,
     seed: int | Sequence[int] | Tensor = 0,
     dtype: torch.dtype | None = None,
+    guidance_calls: str = "batched",
     progress: bool = True,
     **table_arguments,
 ) -> tuple[float, ...]:
@@ -53,8 +54,8 @@ def measure_output_noise(
     near by is none. Six calls a step, eleven of a noisy network; at most four samples are used.
 
     Args:
-        model, scheduler, num_inference_steps, guidance_scale, dtype, **table_arguments: as
-            `AdaptiveSampler` takes them.
+        model, scheduler, num_inference_steps, guidance_scale, dtype, guidance_calls,
+            **table_arguments: as `AdaptiveSampler` takes them.
         noise, conditioning, unconditional, latents, seed: as a call of `AdaptiveSampler` takes
             them; one or more samples.
         progress: whether to show a tqdm bar of network calls.
@@ -70,7 +71,9 @@ def measure_output_noise(
         raise TypeError(f"progress must be a bool, got {progress!r}")
     never = AdaptiveConfig(criterion="never")
     sampler = AdaptiveSampler(
-        scheduler, num_inference_steps, never, guidance_scale, dtype, **table_arguments
+        *(scheduler, num_inference_steps, never, guidance_scale, dtype),
+        guidance_calls=guidance_calls,
+        **table_arguments,
     )
     samples = Samples(model, noise, conditioning, unconditional, seed, latents)
     # Every argument is checked here, before anything is sampled.

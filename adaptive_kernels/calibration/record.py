@@ -14,8 +14,8 @@ from ..rules.config import AdaptiveConfig
 from ..rules.fills import coordinates
 from ..sampler import AdaptiveSampler
 from ..sampling import inputs
-from ..sampling.conditioning import Tree, tree_of
 from ..sampling.network import NetworkCall
+from ..sampling.network.conditioning import Tree, tree_of
 from ..sampling.state import State
 
 
@@ -81,6 +81,7 @@ def begin(
         samples.unconditional if sampler.guidance_scale is not None else None,
         False,
         samples.noise.device,
+        sampler.guidance_calls,
     )
     return State.of(start), network
 

@@ -52,6 +52,7 @@ def calibrate(
     trials: int = 24,
     curve: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    guidance_calls: str = "batched",
     out: str | os.PathLike | None = None,
     progress: bool = True,
     **table_arguments,
@@ -66,8 +67,8 @@ def calibrate(
         quality = mean over samples of PSNR(decode(latents), decode(latents of the full run))
 
     Args:
-        model, scheduler, num_inference_steps, guidance_scale, dtype, **table_arguments: as
-            `AdaptiveSampler` takes them; one guidance_scale for all samples.
+        model, scheduler, num_inference_steps, guidance_scale, dtype, guidance_calls,
+            **table_arguments: as `AdaptiveSampler` takes them; one guidance_scale for all samples.
         noise: [B, ...] floating, standard normal, B >= 8; a few dozen samples like those to come.
         conditioning, unconditional, latents, seed: as a call of `AdaptiveSampler` takes them.
         calls: mean network calls per sample to meet; quality_db: mean PSNR in dB to reach with as
@@ -106,6 +107,7 @@ def calibrate(
         AdaptiveConfig(criterion="never"),
         guidance_scale,
         dtype,
+        guidance_calls=guidance_calls,
         **table_arguments,
     )
     table, guidance = sampler.table, sampler.guidance_scale

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
 from ..sampler import AdaptiveSampler
-from ..sampling.network import network_dtype
+from ..sampling.network import adapted, network_dtype
 from ..solvers.start import check_strength
 from ..solvers.table import SolverTable
 from .slots.batch import Batch, one_scale
@@ -62,7 +62,7 @@ def batch_of(
     if num_inference_steps is None and not own_steps:
         num_inference_steps = config.num_inference_steps
     return Batch(
-        model,
+        adapted(model),
         Solvers(
             *(scheduler, sampler.table, config, num_inference_steps),
             *(strength_rounding, table_arguments),

@@ -31,10 +31,8 @@ void for_each_tensor(const Tensors& t, Visit visit) {
 }
 
 // None for a tensor that must be given comes as one that is not defined.
-inline void check_given(const Tensors& t) {
-  for_each_tensor(t, [](const Tensor& tensor, const char* name, bool) {
-    STD_TORCH_CHECK(tensor.defined(), name, " must be a tensor, got None");
-  });
+inline void check_given(const Tensor& tensor, const char* name, bool) {
+  STD_TORCH_CHECK(tensor.defined(), name, " must be a tensor, got None");
 }
 
 inline void check_rule(const Tensors& t, const Rule& rule) {
@@ -109,7 +107,7 @@ inline void check_tensors(const Tensors& t, Args* a) {
 }
 
 inline Args check(const Tensors& t, const Rule& rule, const Condition& condition) {
-  check_given(t);
+  for_each_tensor(t, check_given);
   check_rule(t, rule);
   Args a = {};
   a.rule = rule;

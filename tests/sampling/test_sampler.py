@@ -539,9 +539,9 @@ def test_refusals_of_a_call(call, error, message):
         ),
         (lambda: sample(gather="no"), TypeError, "gather must be a bool, got 'no'"),
         (
-            lambda: ak.AdaptiveSampler(ddim(), 5)(toy, noise(), progress=None),
+            lambda: ak.AdaptiveSampler(ddim(), 5)(toy, noise(), progress=1),
             TypeError,
-            "progress must be a bool, got None",
+            "progress must be a bool, got 1",
         ),
         (lambda: sample(x=noise().to("meta")), ValueError, "noise must have values, got a meta"),
         (

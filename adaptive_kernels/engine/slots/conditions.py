@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...sampling.conditioning import Tree, check_alike, tree_of
+from ...sampling.network.conditioning import Tree, check_alike, tree_of
 
 
 class Conditions:

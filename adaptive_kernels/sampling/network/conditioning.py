@@ -15,7 +15,10 @@ from .parts import held_by, parts_of
 
 # How far, and of a container at how many, a value that nobody can take apart is looked into.
 _DEPTH, _MOST = 3, 1000
-_ROWS = "what is the same for all samples belongs into the function that calls the model"
+_ROWS = (
+    "what is the same for all samples belongs into the function that calls the model, such as "
+    "adaptive_kernels.denoiser(model, name=value)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Tree:
 def tree_of(name: str, value: Any, batch: int, device: torch.device) -> Tree:
     """Take a mapping of keyword arguments apart, every tensor checked to have a row per sample.
 
-    Taken apart are containers that `torch.utils._pytree` knows and dataclasses; NumPy arrays become
-    tensors.
+    One row alone is every sample's. Taken apart are containers that `torch.utils._pytree` knows and
+    dataclasses; NumPy arrays become tensors.
 
     Raises: ValueError, TypeError naming the path.
     """
@@ -49,6 +52,8 @@ def tree_of(name: str, value: Any, batch: int, device: torch.device) -> Tree:
     for path, leaf in taken.leaves.items():
         if not isinstance(leaf, Tensor):
             continue
+        if leaf.dim() > 0 and len(leaf) == 1 != batch:
+            taken.leaves[path] = leaf = leaf.expand(batch, *leaf.shape[1:])
         if leaf.dim() == 0 or leaf.shape[0] != batch:
             raise ValueError(
                 f"{name}{path} must have one row per sample, first dimension {batch}, "

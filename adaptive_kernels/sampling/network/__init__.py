@@ -1,0 +1,16 @@
+"""The user's network: what it is conditioned on, the dtype it takes, how it is called."""
+
+from .call import GUIDANCE_CALLS, NetworkCall, called
+from .denoiser import Denoiser, adapted, denoiser
+from .dtypes import DTYPES, network_dtype
+
+__all__ = [
+    "DTYPES",
+    "GUIDANCE_CALLS",
+    "Denoiser",
+    "NetworkCall",
+    "adapted",
+    "called",
+    "denoiser",
+    "network_dtype",
+]

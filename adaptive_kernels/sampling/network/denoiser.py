@@ -1,0 +1,199 @@
+"""Networks that are called otherwise than ``model(model_input, timestep, **conditioning)``.
+
+diffusers' transformers order their arguments in ways of their own, some take the timestep in other
+units than the scheduler's, and some predict a variance beside. What their own pipelines do about it
+is written down here (diffusers 0.42.1).
+"""
+
+import inspect
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .dtypes import network_dtype
+
+# What pipelines multiply the scheduler's timesteps by; 1 for all others.
+TIMESTEP_SCALES = {
+    "AuraFlowTransformer2DModel": 1e-3,
+    "ChromaTransformer2DModel": 1e-3,
+    "Flux2Transformer2DModel": 1e-3,
+    "FluxTransformer2DModel": 1e-3,
+    "Krea2Transformer2DModel": 1e-3,
+    "LongCatImageTransformer2DModel": 1e-3,
+    "OvisImageTransformer2DModel": 1e-3,
+    "PRXTransformer2DModel": 1e-3,
+    "QwenImage21Transformer2DModel": 1e-3,
+    "QwenImageTransformer2DModel": 1e-3,
+}
+# More than a factor: a function of the user's own must do it.
+OTHERWISE = {
+    "GlmImageTransformer2DModel": "timestep - 1",
+    "HiDreamImageTransformer2DModel": "the negative of the output",
+    "Ideogram4Transformer2DModel": "1 - timestep / 1000",
+    "Lumina2Transformer2DModel": "1 - timestep / 1000 and the negative of the output",
+    "LuminaNextDiT2DModel": "1 - timestep / 1000 and the negative of the output",
+    "NucleusMoEImageTransformer2DModel": "timestep / 1000 and the negative of the output",
+    "ZImageTransformer2DModel": "(1000 - timestep) / 1000 and the negative of the output",
+}
+_TIMESTEPS = ("timestep", "timesteps")
+# The first argument of diffusers' transformers; a U-Net's is called sample.
+_INPUT = "hidden_states"
+
+
+class Denoiser(torch.nn.Module):
+    """A network as the sampler calls it: ``denoiser(model_input, timestep, **conditioning)``.
+
+    Made by `denoiser`. Its parameters and its dtype are the network's.
+    """
+
+    def __init__(self, model: torch.nn.Module, timestep_scale: float, shared: dict[str, Any]):
+        super().__init__()
+        self.model, self.timestep_scale = model, timestep_scale
+        names = _names(model)
+        self._time = next((name for name in _TIMESTEPS if name in names), None)
+        self._input = next((name for name in names if name != self._time), None)
+        self.in_order = self._time is None or names[1:2] == [self._time]
+        leaves, self._structure = pytree.tree_flatten(shared)
+        self._plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        # Buffers, so that they go where the module goes and a capture sees where they are.
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                self.register_buffer(f"shared_{place}", leaf, persistent=False)
+        # Not by train(), which would set the network's own parts to it.
+        self.training = model.training
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network is fed in."""
+        return network_dtype(self.model)
+
+    def shared(self) -> dict[str, Any]:
+        """The keyword arguments that are the same for all rows."""
+        leaves = [getattr(self, f"shared_{k}", plain) for k, plain in enumerate(self._plain)]
+        return pytree.tree_unflatten(leaves, self._structure)
+
+    def forward(self, model_input: Tensor, timestep: Tensor, **conditioning: Any) -> Tensor:
+        """The network's prediction for rows.
+
+        Args:
+            model_input: [rows, C, ...]. timestep: [rows], in the scheduler's units.
+            conditioning: the network's further arguments, one row each per row of the input.
+
+        Returns: [rows, C, ...]; of a network that predicts a variance beside, the first C channels.
+        """
+        keywords = {**self.shared(), **conditioning} if self._plain else conditioning
+        if self.timestep_scale != 1:
+            timestep = timestep * self.timestep_scale
+        if self.in_order:
+            output = self.model(model_input, timestep, **keywords)
+        else:
+            output = self.model(**{self._input: model_input, self._time: timestep}, **keywords)
+        output, shape = tensor_of(output), model_input.shape
+        if output.shape[1:2] == (2 * shape[1],) and output.shape[2:] == shape[2:]:
+            return output[:, : shape[1]]
+        return output
+
+
+def denoiser(
+    model: torch.nn.Module, *, timestep_scale: float | None = None, **shared: Any
+) -> Denoiser:
+    """A network of diffusers as the samplers call it, whatever the order of its arguments.
+
+        denoiser(x, t, **conditioning) = model(hidden_states=x, timestep=timestep_scale t,
+                                               **shared, **conditioning)
+
+    A sampler does it by itself for diffusers' transformers that it knows or whose signature says
+    so; this is for what is the same for all samples, and for units that nobody knows.
+
+    Args:
+        model: a network of diffusers, a compiled one too, or any module of a model input
+            [rows, ...] and a timestep [rows].
+        timestep_scale: what the scheduler's timesteps are multiplied by; None takes what the
+            network's own pipeline does: 1/1000 for Flux, Qwen-Image, Chroma and others, the
+            `timestep_scale` of Sana's configuration, 1 elsewhere.
+        shared: keyword arguments of the network that have no row per sample: Flux's ``img_ids`` and
+            ``txt_ids``, CogVideoX's ``image_rotary_emb``, an ``attention_mask`` for all.
+
+    Returns: a module; its dtype is the network's, and of a network that predicts a variance beside
+        (PixArt) it gives the first half of the channels.
+
+    Raises: TypeError, ValueError naming the argument; ValueError for a network whose pipeline does
+        more than scale its timestep.
+    Source: diffusers 0.42.1, `pipelines/`.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if timestep_scale is None:
+        timestep_scale = _scale(model)
+    elif isinstance(timestep_scale, bool) or not isinstance(timestep_scale, numbers.Real):
+        raise TypeError(f"timestep_scale must be a number, got {timestep_scale!r}")
+    elif not 0 < timestep_scale < float("inf"):
+        raise ValueError(f"timestep_scale must be positive and finite, got {timestep_scale}")
+    names = _names(model)
+    for name in shared:
+        if names and name not in names and "**" not in names:
+            raise TypeError(f"{_kind(model).__name__} takes no argument {name!r}")
+    return Denoiser(model, float(timestep_scale), shared)
+
+
+def adapted(model: Callable) -> Callable:
+    """The model itself, or as a `Denoiser` where its class or its signature asks for one.
+
+    Raises: ValueError for a network whose pipeline does more than scale its timestep.
+    """
+    if isinstance(model, Denoiser) or not isinstance(model, torch.nn.Module):
+        return model
+    scale, names = _scale(model), _names(model)
+    if names[:1] == [_INPUT] or scale != 1:
+        found = Denoiser(model, scale, {})
+        return model if found.in_order and scale == 1 else found
+    return model
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The prediction in what a network returned.
+
+    Raises: TypeError where there is none.
+    """
+    if not isinstance(output, Tensor):
+        if hasattr(output, "sample") and isinstance(output.sample, Tensor):
+            return output.sample
+        if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+            return output[0]
+        raise TypeError(
+            "the model must return a tensor, a tuple that begins with one or an object with "
+            f".sample, got {type(output).__name__}"
+        )
+    return output
+
+
+def _kind(model: Any) -> type:
+    """The class of a network, under what torch.compile puts around it."""
+    return type(getattr(model, "_orig_mod", model))
+
+
+def _scale(model: Any) -> float:
+    names = [kind.__name__ for kind in _kind(model).__mro__]
+    for name in names:
+        if name in OTHERWISE:
+            raise ValueError(
+                f"model must be called as the scheduler has it, and the pipeline of {name} takes "
+                f"{OTHERWISE[name]}: pass a function that does so, and its dtype with dtype="
+            )
+    if "SanaTransformer2DModel" in names:
+        return float(model.config.timestep_scale)
+    return next((TIMESTEP_SCALES[name] for name in names if name in TIMESTEP_SCALES), 1.0)
+
+
+def _names(model: Any) -> list[str]:
+    """The names of a network's arguments in their order, "**" among them if it takes any."""
+    try:
+        found = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code says nothing
+        return []
+    named = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return named + ["**"] * any(p.kind is p.VAR_KEYWORD for p in found)
