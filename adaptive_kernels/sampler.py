@@ -1,6 +1,5 @@
 """The thin sampler: while some sample is not finished, call the network, then advance."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,14 +10,15 @@ from tqdm.auto import tqdm
 from .executors import Executors, Job, Prepared
 from .rules.config import AdaptiveConfig
 from .rules.fills import fill_tables
+from .sampling.edit import edit
 from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
+from .sampling.solver import solver_of
 from .sampling.start import Start
 from .sampling.state import State
+from .solvers.draws import Generators
 from .solvers.keywords import known_keywords
-from .solvers.scheduler import MAX_HISTORY
-from .solvers.table import SolverTable
 
 __all__ = ["AdaptiveSampler"]
 
@@ -89,33 +89,7 @@ class AdaptiveSampler:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
         known_keywords(AdaptiveSampler, scheduler, table_arguments)
         self.config = config or AdaptiveConfig()
-        chosen_for = self.config.num_inference_steps
-        if isinstance(scheduler, SolverTable):
-            surplus = [*table_arguments]
-            if num_inference_steps is not None:
-                surplus = ["num_inference_steps", *surplus]
-            if surplus:
-                raise ValueError(
-                    f"a SolverTable already fixes the steps; drop {', '.join(surplus)}"
-                )
-            self.table = scheduler
-        else:
-            if num_inference_steps is None and not {"timesteps", "sigmas"} & {*table_arguments}:
-                num_inference_steps = chosen_for
-            self.table = SolverTable.from_scheduler(
-                scheduler, num_inference_steps, **table_arguments
-            )
-        if self.table.history > MAX_HISTORY:
-            raise ValueError(f"scheduler must keep at most {MAX_HISTORY} outputs, got {self.table}")
-        rows = self.table.num_steps + self.table.begin
-        steps = num_inference_steps or -(-rows // self.table.stages)
-        if chosen_for not in (None, steps):
-            warnings.warn(
-                f"config was chosen for {chosen_for} steps and runs with {steps}: it makes another "
-                "number of network calls than it was made for",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self.table = solver_of(scheduler, num_inference_steps, self.config, table_arguments)
         if guidance_calls not in GUIDANCE_CALLS:
             raise ValueError(
                 f"guidance_calls must be one of {', '.join(map(repr, GUIDANCE_CALLS))}, "
@@ -140,10 +114,11 @@ class AdaptiveSampler:
         latents: Tensor | None = None,
         seed: int | Sequence[int] | Tensor = 0,
         step_noise: Tensor | None = None,
+        generator: Generators = None,
         guidance_scale: float | Tensor | None = None,
         threshold: float | Tensor | None = None,
         gather: bool = True,
-        callback: Callable[[StepInfo], None] | None = None,
+        callback: Callable[[StepInfo], Tensor | None] | None = None,
         progress: bool | None = None,
     ) -> SamplingResult:
         """Samples B latents from noise.
@@ -163,12 +138,17 @@ class AdaptiveSampler:
             seed: noise streams of stochastic solvers: an int s gives sample b the stream s + b; a
                 sequence or tensor [B] names each. A stream is the same whatever the batch.
             step_noise: [T, B, ...] float32, the solver's noise itself, in place of `seed`.
+            generator: a torch.Generator or one for each sample, in place of `seed`: the noise of a
+                stochastic solver as diffusers' own loop would draw it, step by step. Drawn before
+                the first one, [T, B, ...] float32.
             guidance_scale, threshold: a number or a tensor [B], in place of the sampler's; a scale
                 of 1.0 is no guidance, and criteria without a threshold ignore one. Decisions of
                 granularity "batch" take one threshold.
             gather: call the model on unfinished samples only; False always sends all rows, for a
                 model that closes over per-row data. Graphs always send all rows.
-            callback: called with a `StepInfo` after every tick; needs the plain loop.
+            callback: called with a `StepInfo` after every tick; needs the plain loop. What it
+                returns, [B, ...], are the latents from then on, each sample's at its own step
+                (`StepInfo.noised` has an image at these levels); None leaves them.
             progress: whether to show a tqdm bar; None as the sampler was made.
 
         Raises: ValueError, TypeError at the border; what the model raises passes through, or is
@@ -179,7 +159,7 @@ class AdaptiveSampler:
         progress = self.progress if progress is None else _bool("progress", progress)
         scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
         is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
-        start = self._begin(model, noise, latents, seed, step_noise, scale, threshold)
+        start = self._begin(*(model, noise, latents, seed, step_noise, generator, scale, threshold))
         guided = scale is not None
         network = NetworkCall(
             model,
@@ -198,7 +178,9 @@ class AdaptiveSampler:
                 raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
             def after_tick(tick, state):
-                callback(info_of(state, tick, noise.shape))
+                edited = callback(info_of(state, tick, noise.shape, self.table))
+                if edited is not None:
+                    edit(state, edited, noise)
 
         steps = self.table.num_steps * noise.shape[0]
         with tqdm(total=steps, unit="step", disable=not progress) as bar:
@@ -239,20 +221,24 @@ class AdaptiveSampler:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def begin(self, model, noise, latents=None, seed=0, step_noise=None) -> State:
+    def begin(self, model, noise, latents=None, seed=0, step_noise=None, generator=None) -> State:
         """The state before the first step, as a call with the sampler's guidance makes it."""
-        return State.of(self.start(model, noise, latents, seed, step_noise))
+        return State.of(self.start(model, noise, latents, seed, step_noise, generator))
 
-    def start(self, model, noise, latents=None, seed=0, step_noise=None) -> Start:
+    def start(self, model, noise, latents=None, seed=0, step_noise=None, generator=None) -> Start:
         """What `begin` makes a state of, and what `State.reset` and `State.admit` take in."""
-        return self._begin(model, noise, latents, seed, step_noise, self.guidance_scale)
+        given = (model, noise, latents, seed, step_noise, generator)
+        return self._begin(*given, self.guidance_scale)
 
-    def _begin(self, model, noise, latents, seed, step_noise, guidance, threshold=None) -> Start:
+    def _begin(
+        self, model, noise, latents, seed, step_noise, generator, guidance, threshold=None
+    ) -> Start:
         return begin(
             *(self.table, self.config, model, noise),
             latents=latents,
             seed=seed,
             step_noise=step_noise,
+            generator=generator,
             guidance_scale=guidance,
             threshold=threshold,
             dtype=self.dtype,

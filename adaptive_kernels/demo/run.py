@@ -24,6 +24,7 @@ from ..pictures import decisions_picture
 from ..rules.config import AdaptiveConfig
 from ..rules.presets import load_config
 from ..sampler import AdaptiveSampler
+from ..sampling import StepInfo
 from . import model as demo_model
 from .pictures import samples_picture
 
@@ -60,15 +61,17 @@ class _Method:
 
         # A scale of 1 needs the conditional half alone, and the sampler refuses the other one.
         null = {"class_labels": torch.full_like(labels, demo_model.NULL_LABEL)}
+
+        def show(info: StepInfo) -> None:
+            bar.update(before + info.index.double().mean().item() / self.steps - bar.n)
+
         start = time.perf_counter()
         self.result = self.sampler(
             network,
             noise,
             {"class_labels": labels},
             null if self.guidance != 1 else None,
-            callback=lambda tick: bar.update(
-                before + tick.index.double().mean().item() / self.steps - bar.n
-            ),
+            callback=show,
             progress=False,
         )
         self.wall_s = min(self.wall_s, time.perf_counter() - start)

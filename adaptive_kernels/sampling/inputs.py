@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
 from ..rules.tables import FillTables
+from ..solvers.draws import Generators, drawn
 from ..solvers.table import SolverTable
 from .network import network_dtype
 from .start import Start
@@ -23,6 +24,7 @@ def begin(
     latents: Tensor | None = None,
     seed: Any = 0,
     step_noise: Tensor | None = None,
+    generator: Generators = None,
     guidance_scale: Tensor | None = None,
     threshold: Any = None,
     dtype: torch.dtype | None = None,
@@ -31,8 +33,8 @@ def begin(
     """A sampling before its first step, from what a user gave.
 
     Args:
-        model, noise, latents, seed, step_noise, threshold: as a call of `AdaptiveSampler` takes
-            them.
+        model, noise, latents, seed, step_noise, generator, threshold: as a call of
+            `AdaptiveSampler` takes them.
         guidance_scale: () or [B], of `guidance_of`; None: the network has no unconditional half.
         dtype: of the network's input; None takes `network_dtype(model)`.
         tables: `fill_tables(table, config)` made before; None makes them.
@@ -53,6 +55,10 @@ def begin(
     if step_noise is not None:
         expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
         step_noise = step_noise.float()
+    fed = dtype or network_dtype(model)
+    if generator is not None:
+        check_generator(generator, batch, {"seed": seed, "step_noise": step_noise})
+        step_noise = drawn(table, noise.shape, generator, noise.device, fed)
     if guidance_scale is not None:
         if guidance_scale.dim() == 1 and guidance_scale.shape[0] != batch:
             raise ValueError(
@@ -67,7 +73,7 @@ def begin(
         guidance_scale=guidance_scale,
         seed=seeds_of(seed, batch).to(noise.device),
         noise=step_noise,
-        dtype=dtype or network_dtype(model),
+        dtype=fed,
         tables=tables,
     )
     if threshold is not None:
@@ -161,9 +167,31 @@ def seeds_of(seed, batch: int) -> Tensor:
     return seeds
 
 
+def check_generator(generator: Any, batch: int, others: dict[str, Any]) -> None:
+    """Raise unless it is a generator or one for each sample, and nothing else says the noise.
+
+    others: seed and step_noise.
+    """
+    several = isinstance(generator, (list, tuple))
+    if not all(isinstance(g, torch.Generator) for g in (generator if several else [generator])):
+        raise TypeError(
+            f"generator must be a torch.Generator or a list of {batch}, got {generator!r}"
+        )
+    if several and len(generator) != batch:
+        raise ValueError(
+            f"generator must be one, or one for each of {batch} samples, got {len(generator)}"
+        )
+    for name, value in others.items():
+        if value is not None and not (isinstance(value, int) and value == 0):
+            raise ValueError(
+                f"{name} must not be given beside generator: both are the solver's noise"
+            )
+
+
 def expect(name, value, shape, device, like="the noise"):
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     if value.device != device:

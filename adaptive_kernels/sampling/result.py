@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..rules import criteria, defect
+from ..solvers.table import SolverTable
 from .state import State
 
 
@@ -44,7 +45,8 @@ class SamplingResult:
 class StepInfo:
     """What ``callback`` is given after every tick: a network call and all until the next one.
 
-    The tensors are the sampler's own buffers: read them, copy what shall outlive the call.
+    The tensors are the sampler's own buffers: read them, copy what shall outlive the call. Latents
+    to go on with are returned by the callback; what is written into a copy changes nothing.
     """
 
     tick: int
@@ -52,6 +54,34 @@ class StepInfo:
     nfe: Tensor  # [B] int32
     refreshed: Tensor  # [T, B] bool, filled up to index
     latents: Callable[[], Tensor]  # () -> [B, ...] float32, each sample at its own step
+    _table: SolverTable
+
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents at the noise level that every sample stands at.
+
+            alpha_i clean + sigma_i noise,  i = index; the level of the result for a finished one
+
+        Inpainting keeps what is known: a callback that returns
+        ``mask * info.latents() + (1 - mask) * info.noised(image, noise)``.
+
+        Args:
+            clean, noise: [B, ...] or what broadcasts to it; noise is standard normal.
+
+        Returns: [B, ...] float32.
+        Raises: ValueError for a solver whose noise levels are not known.
+        """
+        levels = self._table.levels
+        if levels is None:
+            raise ValueError(
+                f"noised() needs a solver whose noise levels are known, got {self._table}"
+            )
+        index = self.index.long()
+        ones = [1] * (self.latents().dim() - 1)
+        alpha, sigma = (
+            value.to(index.device)[index].float().view(-1, *ones)
+            for value in (levels.alpha, levels.sigma)
+        )
+        return alpha * clean.float() + sigma * noise.float()
 
     def __repr__(self) -> str:
         steps = len(self.refreshed)
@@ -70,9 +100,10 @@ def _calls(counts: Tensor, steps: int) -> str:
     return f"{float(mean):.1f} of {steps}{spread}"
 
 
-def info_of(state: State, tick: int, shape: tuple[int, ...]) -> StepInfo:
+def info_of(state: State, tick: int, shape: tuple[int, ...], table: SolverTable) -> StepInfo:
     return StepInfo(
-        tick, state.index, state.nfe, state.refreshed, lambda: state.current().view(shape)
+        *(tick, state.index, state.nfe, state.refreshed),
+        *(lambda: state.current().view(shape), table),
     )
 
 

@@ -90,7 +90,7 @@ def test_a_missing_benchmark_fails_and_a_new_one_warns(compare, run):
 
 
 def test_a_part_of_the_stored_run_is_compared_alone(compare, run):
-    part = {"benchmarks": [run["benchmarks"][0]]}
+    part = {"benchmarks": [copy.deepcopy(run["benchmarks"][0])]}
     assert compare(part)[0] == 1
     assert compare(part, "--part")[0] == 0
     part["benchmarks"][0]["extra_info"]["bytes_moved"] = 1

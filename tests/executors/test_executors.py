@@ -82,6 +82,39 @@ def test_one_result(runtimes, kind, rule):
     assert (graph.replays, graph.launches) == (0, 1)
 
 
+class ByName(torch.nn.Module):
+    """Its timestep stands last, and something is the same for all rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = denoisers.made(denoisers.UNet)
+
+    def forward(self, hidden_states, label, offset, timestep):
+        return self.inner(hidden_states, timestep, label=label) + offset
+
+
+def test_halves_one_by_one_and_a_denoiser_are_captured_once(runtimes):
+    """The same bits by every executor; a capture serves other conditioning, no other offset."""
+    x, offset = noise(3), torch.full((1,), 0.01)
+    model, config = ak.denoiser(ByName(), offset=offset), RULES["defect"]
+    eager, groups, graph = (
+        make_sampler(name, config, guidance_scale=3.0, guidance_calls="separate")
+        for name in ("eager", "groups", "graph")
+    )
+    for own in (labels(1, 2, 3), labels(4, 5, 6)):
+        given = {"conditioning": own, "unconditional": labels(9)}
+        results = [run(sampler, model, x, **given) for sampler in (eager, groups, graph)]
+        assert_same(results[0], results[1])
+        assert_same(results[0], results[2])
+        assert int(results[0].nfe.max()) < len(results[0].refreshed)
+    together = make_sampler("eager", config, guidance_scale=3.0)
+    whole = run(together, model, x, **given)
+    assert (whole.latents - results[0].latents).abs().max() < 1e-4
+    assert graph.report()["captures"] == groups.report()["captures"] == 1
+    run(graph, ak.denoiser(model.model, offset=offset + 1), x, **given)
+    assert graph.report()["captures"] == 2
+
+
 @pytest.mark.parametrize("rule", ["third_order", "defect", "batch"])
 def test_the_cuda_kernels_end_the_loop_themselves(runtimes, rule):
     """The sources of the kernels, run on the CPU, inside the loop that the real module built."""

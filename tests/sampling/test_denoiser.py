@@ -243,17 +243,15 @@ def test_a_network_that_a_factor_does_not_serve_is_refused(name):
 def scaled_by_their_pipelines():
     """Networks of diffusers whose pipelines divide the timestep, as their source says."""
     found = set()
-    divided = re.compile(
-        r"timestep / 1000|\(?\bt(\.float\(\))? / (1000|self\.scheduler\.config\.num)"
-    )
+    number = r"(1000|self\.scheduler\.config\.num)"
+    divided = re.compile(rf"timestep / 1000|\bt(\.float\(\))? / {number}")
+    kinds = re.compile(r"Transformer\w*Model$|DiT2DModel$")
     for file in PIPELINES.glob("*/pipeline_*.py"):
         text = file.read_text()
         if divided.search(text):
             imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
             names = {alias.name for node in imports for alias in node.names}
-            found |= {
-                name for name in names if re.search(r"Transformer\w*Model$|DiT2DModel$", name)
-            }
+            found |= {name for name in names if kinds.search(name)}
     return found
 
 
@@ -261,12 +259,12 @@ def test_the_units_are_those_of_the_pipelines_source():
     """A network that a new diffusers brings, or another way of calling an old one, fails here."""
     known = {*TIMESTEP_SCALES, *OTHERWISE}
     found = scaled_by_their_pipelines()
-    assert {*TIMESTEP_SCALES} - {"AuraFlowTransformer2DModel"} <= found
+    assert {*TIMESTEP_SCALES} <= found
     assert found - known <= NOT_SCALED, found - known - NOT_SCALED
 
 
-# Imported beside a scaled one, or divided for another use.
-NOT_SCALED: set[str] = set()
+# Divided to be compared with a mask of the frames that are given.
+NOT_SCALED = {"LTXVideoTransformer3DModel", "SanaWMTransformer3DModel"}
 
 
 # -- what is the same for all samples, and halves that do not stack
@@ -313,7 +311,7 @@ def test_halves_of_other_lengths_are_called_one_after_the_other(gather):
     assert gather or {rows for rows, _ in calls} == {3}
     assert torch.equal(apart.nfe, together.nfe)
     assert (apart.latents - together.latents).abs().max() < 1e-5
-    with pytest.raises(ValueError, match="shape and dtype .*guidance_calls='separate' calls the"):
+    with pytest.raises(ValueError, match=r"shape and dtype .*guidance_calls='separate' calls the"):
         flow(guidance_scale=3.0)(model, noise, conditioning, unconditional)
 
 

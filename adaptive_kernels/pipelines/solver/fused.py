@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from ...solvers.draws import Noise
 from ...solvers.table import SolverTable
 from .buffers import Buffers
-from .draws import Noise
 from .returns import Returns
 
 
@@ -30,7 +30,8 @@ class Fused:
             buffers.merge(sample, narrow)
         if buffers.state.noise is not None:
             noise = buffers.state.noise[row]
-            self._noise.into(noise, row, given.get("generator"), model_output)
+            own = given.get("generator")
+            self._noise.into(noise, row, own, model_output.device, model_output.dtype)
         there = buffers.advance(model_output, fresh)
         latents = there.clone() if returns.dtype == torch.float32 else there.to(returns.dtype)
         buffers.given(latents)

@@ -1,0 +1,51 @@
+"""The solver that a sampler is given, and whether its config was chosen for as many steps."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ..rules.config import AdaptiveConfig
+from ..solvers.scheduler import MAX_HISTORY
+from ..solvers.table import SolverTable
+
+
+def solver_of(
+    scheduler: Any,
+    num_inference_steps: int | None,
+    config: AdaptiveConfig,
+    table_arguments: Mapping[str, Any],
+) -> SolverTable:
+    """The table of a scheduler, or the table that was given.
+
+    Args:
+        num_inference_steps: None with a table, or to take those that the config was chosen for.
+        table_arguments: of `SolverTable.from_scheduler`.
+
+    Raises: UnsupportedSchedulerError, ValueError, TypeError naming the argument.
+    """
+    chosen_for, given = config.num_inference_steps, isinstance(scheduler, SolverTable)
+    if given:
+        surplus = [*table_arguments]
+        if num_inference_steps is not None:
+            surplus = ["num_inference_steps", *surplus]
+        if surplus:
+            raise ValueError(f"a SolverTable already fixes the steps; drop {', '.join(surplus)}")
+        table = scheduler
+    else:
+        if num_inference_steps is None and not {"timesteps", "sigmas"} & {*table_arguments}:
+            num_inference_steps = chosen_for
+        table = SolverTable.from_scheduler(scheduler, num_inference_steps, **table_arguments)
+    if table.history > MAX_HISTORY:
+        raise ValueError(f"scheduler must keep at most {MAX_HISTORY} outputs, got {table}")
+    rows = table.num_steps + table.begin
+    steps = num_inference_steps or -(-rows // table.stages)
+    # A table does not say how many steps were asked for; PNDM has a row more than that.
+    known = (None, steps, steps - 1) if given else (None, steps)
+    if chosen_for not in known:
+        warnings.warn(
+            f"config was chosen for {chosen_for} steps and runs with {steps}: it makes another "
+            "number of network calls than it was made for",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return table
