@@ -14,6 +14,7 @@ from .sampling.edit import edit
 from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
+from .sampling.skipping import smallest, wants_skips, warn_of_few_skips
 from .sampling.solver import solver_of
 from .sampling.start import Start
 from .sampling.state import State
@@ -97,6 +98,7 @@ class AdaptiveSampler:
             )
         self.guidance_calls = guidance_calls
         self.progress = _bool("progress", progress)
+        self._told = False  # whether it was said that next to nothing is skipped
         self._tables = fill_tables(self.table, self.config)
         self._executors = Executors(executor, self.table, self.config)
         self.dtype = dtype
@@ -190,6 +192,10 @@ class AdaptiveSampler:
                 lambda state, executor, why: result_of(state, noise.shape, executor, why, bar),
             )
         warn_of_nonfinite(result)
+        if not self._told and wants_skips(self.config, threshold) and len(result.nfe):
+            calls, least = result.nfe.double().mean().item(), smallest(result.score)
+            # Once: all calls of a sampler are much alike.
+            self._told = warn_of_few_skips(self.config, self.table, calls, least, 3)
         return result
 
     def prepared(self) -> Prepared | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..sampling.skipping import smallest, wants_skips, warn_of_few_skips
 from .request import Entry, Queue
 from .sample import Sample
 from .serving import serve
@@ -46,7 +47,7 @@ def _run(
     progress: bool,
     gaps: bool,
 ) -> Iterator[Any]:
-    bar = None
+    bar, last = None, None
 
     def failed(entry: Entry, error: Exception) -> Sample:
         record.failed += 1
@@ -72,13 +73,24 @@ def _run(
                 note = f"NFE {record.calls / record.done:.1f} of {steps}"
                 bar.set_postfix_str(note, refresh=False)
             bar.update()
+            last = sample
             yield sample
+        _warn_of_few_skips(batch, record, last)
     finally:
         if bar is not None:
             bar.close()
         record.close()
         if stopped():
             batch.free()
+
+
+def _warn_of_few_skips(batch: Batch, record: Record, last: Sample | None) -> None:
+    """Says once per engine that its samples skip next to nothing, and why."""
+    if batch.told or not record.done or not wants_skips(batch.config):
+        return
+    table, calls = batch.solvers.table, record.calls / record.done
+    score = None if last is None or last.score is None else smallest(last.score)
+    batch.told = warn_of_few_skips(batch.config, table, calls, score, 4)
 
 
 def _warn_of_nonfinite(sample: Sample, record: Record) -> None:

@@ -23,7 +23,7 @@ _BETAS = {
     "beta_schedule": "linear",
 }
 # "trailing" starts every count of steps at the same level; fewer steps are then a fair comparison.
-_TRAILING = {**_BETAS, "timestep_spacing": "trailing"}
+TRAILING = {**_BETAS, "timestep_spacing": "trailing"}
 SOLVERS = ("ddim", "euler", "dpm2m", "unipc", "flow")
 # The samples that a network's noise is measured on; no run that is reported may start from them.
 NOISE_SEED = 1_000_033
@@ -179,11 +179,11 @@ def make_scheduler(solver: str) -> Any:
     if solver == "ddim":
         return demo_model.demo_scheduler()
     if solver == "euler":
-        return diffusers.EulerDiscreteScheduler(**_TRAILING)
+        return diffusers.EulerDiscreteScheduler(**TRAILING)
     if solver == "dpm2m":
-        return diffusers.DPMSolverMultistepScheduler(**_TRAILING)
+        return diffusers.DPMSolverMultistepScheduler(**TRAILING)
     if solver == "unipc":
-        return diffusers.UniPCMultistepScheduler(**_TRAILING)
+        return diffusers.UniPCMultistepScheduler(**TRAILING)
     if solver == "flow":
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")

@@ -51,6 +51,7 @@ class Batch:
         both = guidance_scale is not None and not gather
         self.conditions = Conditions(slots, device, 2 if both else 1)
         self.lanes: dict[tuple, Lane] = {}
+        self.told = False  # whether it was said that next to nothing is skipped
         self.record = Record(slots)
         self._entries: dict[int, tuple[Entry, Lane]] = {}
 
