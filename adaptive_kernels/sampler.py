@@ -1,5 +1,6 @@
 """The thin sampler: while some sample is not finished, call the network, then advance."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
 from .sampling.skipping import smallest, wants_skips, warn_of_few_skips
-from .sampling.solver import solver_of
+from .sampling.solver import solver_of, warn_of_other_network
 from .sampling.start import Start
 from .sampling.state import State
 from .solvers.draws import Generators
@@ -99,6 +100,7 @@ class AdaptiveSampler:
         self.guidance_calls = guidance_calls
         self.progress = _bool("progress", progress)
         self._told = False  # whether it was said that next to nothing is skipped
+        self._known = _nothing  # the model that was last compared with the config's origin
         self._tables = fill_tables(self.table, self.config)
         self._executors = Executors(executor, self.table, self.config)
         self.dtype = dtype
@@ -174,6 +176,9 @@ class AdaptiveSampler:
             noise.device,
             self.guidance_calls,
         )
+        if isinstance(model, torch.nn.Module) and self._known() is not model:
+            warn_of_other_network(self.config, model, 3)
+            self._known = weakref.ref(model)
         after_tick = None
         if callback is not None:
             if not callable(callback):
@@ -215,11 +220,12 @@ class AdaptiveSampler:
         self._executors.close()
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_tables"}
+        own = {"_tables", "_known"}
+        return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, held: dict) -> None:
         vars(self).update(held)
-        self._tables = fill_tables(self.table, self.config)
+        self._tables, self._known = fill_tables(self.table, self.config), _nothing
 
     def __enter__(self) -> "AdaptiveSampler":
         return self
@@ -250,6 +256,10 @@ class AdaptiveSampler:
             dtype=self.dtype,
             tables=self._tables,
         )
+
+
+def _nothing() -> None:
+    """A weak reference to nothing."""
 
 
 def _bool(name: str, value: Any) -> bool:

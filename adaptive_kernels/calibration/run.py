@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..files import replacing, write_json
 from ..rules.config import AdaptiveConfig
+from ..rules.origin import Origin
 from ..rules.presets import save_config
 from ..sampler import AdaptiveSampler
 from ..solvers.keywords import known_keywords
@@ -88,7 +89,8 @@ def calibrate(
             better.
 
     Returns:
-        The config; `AdaptiveConfig(criterion="plan", plan=...)` for a plan.
+        The config; `AdaptiveConfig(criterion="plan", plan=...)` for a plan. Its `origin` is this
+        solver and this network: used with others it warns.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came; ValueError too
@@ -142,6 +144,7 @@ def calibrate(
         point = {**make.points[chosen], "held_out": bench.measure(best, bench.held)}
         bar.expect(search=0, held=0)
         bar.say("held out: {nfe:.1f} calls, {psnr_db:.1f} dB".format(**point["held_out"]))
+    best = replace(best, origin=Origin.of(table, model))
     if out is not None:
         report = {
             "solver": table.name,

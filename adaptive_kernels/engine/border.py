@@ -10,6 +10,7 @@ from torch import Tensor
 from ..rules.config import AdaptiveConfig
 from ..sampler import AdaptiveSampler
 from ..sampling.network import adapted, network_dtype
+from ..sampling.solver import warn_of_other_network
 from ..solvers.start import check_strength
 from ..solvers.table import SolverTable
 from .slots.batch import Batch, one_scale
@@ -61,6 +62,7 @@ def batch_of(
     own_steps = isinstance(scheduler, SolverTable) or {"timesteps", "sigmas"} & {*fixed}
     if num_inference_steps is None and not own_steps:
         num_inference_steps = config.num_inference_steps
+    warn_of_other_network(config, model, 3)
     return Batch(
         adapted(model),
         Solvers(

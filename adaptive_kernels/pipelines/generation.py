@@ -135,6 +135,11 @@ class Generation:
                 "the guidance scale is not known: what two predictions round by is taken for what "
                 "one does, and calls may be spent on the rest; output_noise= says more"
             )
+        if (origin := self.config.origin) is not None:
+            other = [] if choice.table is None else origin.other_solver(choice.table)
+            other += origin.other_network(self.networks.values())
+            if other:
+                choice.notes.append(f"the config was found on {', '.join(other)}")
         self.solver = choice.solver
         self.course = Course(self.scheduler, choice)
         if choice.scales is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ..solvers.table import SolverTable
 from .criteria import AUTO, CRITERIA, LARGEST, LONGEST_FILL, Criterion, Rule, parse
 from .laws import LEAST_CALLS, MOST_CALLS, settings_for, threshold_for, warmup_for
+from .origin import Origin
 from .plan import Plan
 from .precision import noise_size
 
@@ -68,6 +69,8 @@ class AdaptiveConfig:
             Kept as numbers.
         num_inference_steps: solver steps that these settings were chosen for, or None. A sampler
             takes them where it is given none, and says so where it is given others.
+        origin: the solver and the network that these settings were found on, as `calibrate` writes
+            them down; used with others, they warn.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -83,6 +86,7 @@ class AdaptiveConfig:
     plan: Plan | None = None
     output_noise: float | tuple[float, ...] | None = None
     num_inference_steps: int | None = None
+    origin: Origin | None = None
 
     def __post_init__(self):
         kind, period = parse(self.criterion)
@@ -94,6 +98,8 @@ class AdaptiveConfig:
             _integer("num_inference_steps", self.num_inference_steps, 1)
         if self.threshold is not None:
             _threshold(self.threshold, kind)
+        if self.origin is not None and not isinstance(self.origin, Origin):
+            raise TypeError(f"origin must be an Origin, got {type(self.origin).__name__}")
         _fill(self, kind, period)
         object.__setattr__(self, "output_noise", noise_size(self.output_noise))
 

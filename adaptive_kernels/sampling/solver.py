@@ -1,4 +1,4 @@
-"""The solver that a sampler is given, and whether its config was chosen for as many steps."""
+"""The solver that a sampler is given, and whether its config was found on it and its network."""
 
 import warnings
 from collections.abc import Mapping
@@ -48,4 +48,20 @@ def solver_of(
             RuntimeWarning,
             stacklevel=3,
         )
+    if config.origin is not None and (other := config.origin.other_solver(table)):
+        warnings.warn(f"config was found on {', '.join(other)}", RuntimeWarning, stacklevel=3)
     return table
+
+
+def warn_of_other_network(config: AdaptiveConfig, model: Any, level: int) -> None:
+    """Warns where a config was found on another network than a model is.
+
+    level: of the caller to be shown, as `warnings.warn` counts them from here.
+    """
+    if config.origin is not None and (other := config.origin.other_network([model])):
+        warnings.warn(
+            f"config was found on {other[0]}: its calls and its quality are that one's; "
+            "adaptive_kernels.calibrate finds a config of this one",
+            RuntimeWarning,
+            stacklevel=level + 1,
+        )

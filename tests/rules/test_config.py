@@ -99,7 +99,7 @@ def test_recommended_takes_what_the_class_takes():
         **{"granularity": "batch", "output_noise": 0.01, "num_inference_steps": 30},
     }
     fields = {field.name for field in dataclasses.fields(AdaptiveConfig)}
-    assert fields - {*own} == {"criterion", "plan"}
+    assert fields - {*own} == {"criterion", "plan", "origin"}
     assert AdaptiveConfig.recommended(**own) == AdaptiveConfig(**own)
     assert AdaptiveConfig.recommended(calls=20, **own) == AdaptiveConfig(**own)
     with pytest.raises(ValueError, match=r"criterion must not be given, .*'defect', got 'never'"):

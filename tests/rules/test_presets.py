@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import adaptive_kernels as ak
-from adaptive_kernels.rules import presets
+from adaptive_kernels.rules.origin import Origin
+from adaptive_kernels.rules.presets import store as presets
 
 ROOT = Path(ak.__file__).parent
 
@@ -30,6 +31,7 @@ CONFIGS = [
     ak.AdaptiveConfig(criterion="third_order", fill="linear", repair=True),
     ak.AdaptiveConfig(criterion="every(3)"),
     ak.AdaptiveConfig(criterion="never", max_skip=0),
+    ak.AdaptiveConfig(origin=Origin("DDIMScheduler", 50, None, 7, (0.1, 1 / 3))),
     ak.AdaptiveConfig(criterion="plan", plan=PLAN),
 ]
 
@@ -96,6 +98,9 @@ WRONG = [
     (saved(config={"plan": None}), "plan must be given with criterion 'plan'"),
     (saved(config={"plan": [1]}), "must be a saved AdaptiveConfig"),
     (saved(config={"plan": {"solver": "DDIMScheduler"}}), "without 'timesteps'"),
+    (saved(config={"origin": [1]}), "must be a saved AdaptiveConfig"),
+    (saved(config={"origin": {"scheduler": 5}}), "origin.scheduler must be str or None, got 5"),
+    (saved(config={"origin": {"model": "x"}}), "unexpected keyword argument 'model'"),
     (saved(plan={"solver": 5}), "plan.solver must be a str, got int"),
     (saved(plan={"timesteps": 5}), "must be a saved AdaptiveConfig"),
     (saved(plan={"timesteps": ["a", "b"]}), "plan.timesteps must hold numbers"),
@@ -133,7 +138,7 @@ def test_binary_files_folders_and_nothing_are_refused(tmp_path):
 
 
 def test_presets_are_the_files_of_the_folder_and_load_by_name(tmp_path, monkeypatch):
-    assert presets.FOLDER == ROOT / "rules" / "configs"
+    assert presets.FOLDER == ROOT / "rules" / "presets" / "configs"
     for name in ak.presets():
         assert isinstance(ak.load_config(name), ak.AdaptiveConfig)
     monkeypatch.setattr(presets, "FOLDER", tmp_path / "configs")
@@ -159,6 +164,8 @@ def test_a_wheel_contains_the_presets():
     project = pytest.importorskip("tomllib", reason="needs Python 3.11").loads(
         (ROOT.parent / "pyproject.toml").read_text()
     )["tool"]["setuptools"]
-    for room, pattern in (("rules", "configs/*.json"), ("demo", "weights/*.safetensors")):
-        assert project["package-data"][f"adaptive_kernels.{room}"] == [pattern]
+    data = {"rules/presets": "configs/*.json", "demo": "weights/*.safetensors"}
+    for room, pattern in data.items():
+        name = f"adaptive_kernels.{room.replace('/', '.')}"
+        assert project["package-data"][name] == [pattern]
         assert any((ROOT / room).glob(pattern))

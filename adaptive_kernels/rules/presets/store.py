@@ -1,4 +1,4 @@
-"""Configs as JSON: saved, loaded, and those shipped with the package."""
+"""Configs as JSON files."""
 
 import dataclasses
 import json
@@ -6,11 +6,12 @@ import numbers
 import os
 from pathlib import Path
 
-from ..files import write_json
-from ..version import __version__
-from .config import AdaptiveConfig
-from .criteria import AUTO
-from .plan import Plan
+from ...files import write_json
+from ...version import __version__
+from ..config import AdaptiveConfig
+from ..criteria import AUTO
+from ..origin import Origin
+from ..plan import Plan
 
 __all__ = ["load_config", "presets", "save_config"]
 
@@ -63,6 +64,8 @@ def save_config(config: AdaptiveConfig, path: str | os.PathLike) -> None:
         full["threshold"] = repr(float(config.threshold))  # JSON knows no infinity
     if config.plan is not None:
         full["plan"] = plan_to_json(config.plan)
+    if config.origin is not None:
+        full["origin"] = dataclasses.asdict(config.origin)
     write_json(Path(path), {"adaptive_kernels": __version__, "format": FORMAT, "config": full})
 
 
@@ -88,6 +91,8 @@ def load_config(path: str | os.PathLike) -> AdaptiveConfig:
             config["threshold"] = float(config["threshold"])
         if config.get("plan") is not None:
             config["plan"] = plan_from_json(config["plan"])
+        if config.get("origin") is not None:
+            config["origin"] = Origin(**config["origin"])
         return AdaptiveConfig(**config)
     except KeyError as error:
         raise ValueError(
