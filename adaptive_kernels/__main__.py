@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from .options import JSON, integer, nonnegative
+from .serve import command as serve_file
 from .version import __version__
 
 PROGRAM = "python -m adaptive_kernels"
-
-
-def _integer(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not least <= value <= most:
-            bound = f"from {least} to {most}" if most < 2**62 else f"of at least {least}"
-            raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Adaptive diffusion sampling.")
     parser.add_argument("--version", action="version", version=f"adaptive_kernels {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    json_help = "print JSON on stdout and everything else on stderr"
 
     demo = commands.add_parser(
         "demo",
@@ -55,26 +30,26 @@ def _parser() -> argparse.ArgumentParser:
     option = demo.add_argument
     option("--out", type=Path, required=True, metavar="DIR", help="folder for the three files")
     # The training schedule of the model has 1000 timesteps.
-    option("--steps", type=_integer(1, 1000), default=50, metavar="N", help="solver steps")
-    option("--samples-per-class", type=_integer(1), default=4, metavar="N", help="of ten classes")
-    option("--seed", type=_integer(0), default=0, metavar="N", help="of the noise")
-    option("--guidance", type=_positive, default=2.0, metavar="G", help="guidance scale")
-    option("--threshold", type=_positive, metavar="X", help="of the recommended rule; "
+    option("--steps", type=integer(1, 1000), default=50, metavar="N", help="solver steps")
+    option("--samples-per-class", type=integer(1), default=4, metavar="N", help="of ten classes")
+    option("--seed", type=integer(0), default=0, metavar="N", help="of the noise")
+    option("--guidance", type=nonnegative, default=2.0, metavar="G", help="guidance scale")
+    option("--threshold", type=nonnegative, metavar="X", help="of the recommended rule; "
            "None: by the solver and the number of steps")  # fmt: skip
     option(
         "--max-skip",
-        type=_integer(1),
+        type=integer(1),
         metavar="K",
         help="most skipped steps in a row, of the adaptive rules; None: 4",
     )
     option(
-        "--rounds", type=_integer(1), default=2, metavar="N", help="times are the best of so many"
+        "--rounds", type=integer(1), default=2, metavar="N", help="times are the best of so many"
     )
     option("--no-progress", action="store_true", help="draw no progress bar")
-    option("--json", action="store_true", help=json_help)
+    option("--json", action="store_true", help=JSON)
     demo.set_defaults(function=_demo)
 
-    _add_serve_file(commands, json_help)
+    serve_file.add(commands)
 
     info = commands.add_parser(
         "info",
@@ -84,98 +59,19 @@ def _parser() -> argparse.ArgumentParser:
         "which implementation of the ops serves each device; and which executors of the sampling "
         "loop work there. Every answer says why. Runs on any machine and needs no GPU.",
     )
-    info.add_argument("--json", action="store_true", help=json_help)
+    info.add_argument("--json", action="store_true", help=JSON)
     info.set_defaults(function=_info)
     return parser
 
 
-def _add_serve_file(commands: argparse._SubParsersAction, json_help: str) -> None:
-    serve = commands.add_parser(
-        "serve-file",
-        help="sample a file of requests through an engine, one image each",
-        description="Sample the requests of a file, one JSON object a line, through an engine; "
-        "write DIR/<id>.png. Without --model a line is for the shipped model: id, seed (0), class "
-        "(0 to 9 or a name), guidance_scale, threshold, image with strength. With --model it is "
-        "for a local diffusers pipeline: id, seed (0), prompt, negative_prompt (prompt_2, ...), "
-        "guidance_scale, threshold. Images that are there already, of the same request "
-        "and settings, stay. A request that fails fails alone, and the exit code is 1 then.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    option = serve.add_argument
-    option("requests", type=Path, metavar="requests.jsonl", help="a JSON object a line")
-    option("--out", type=Path, required=True, metavar="DIR", help="folder for the images")
-    option("--model", type=Path, metavar="FOLDER", help="a diffusers pipeline; None: the shipped")
-    option("--steps", type=_integer(1), metavar="N", help="solver steps; None: those of --calls, "
-           "50 of the shipped model, or the pipeline's default")  # fmt: skip
-    option("--slots", type=_integer(1), default=16, metavar="N", help="samples at a time")
-    option("--calls", type=_integer(1), metavar="N", help="about so many network calls a sample, "
-           "as AdaptiveConfig.recommended(calls=) has it")  # fmt: skip
-    option("--threshold", type=_positive, metavar="X", help="None: by the solver and the steps")
-    option("--guidance", type=_positive, metavar="G", help="guidance scale of lines without one; "
-           "None: 2 of the shipped model, or the pipeline's default")  # fmt: skip
-    option("--height", type=_integer(1), metavar="N", help="in pixels, with --model")
-    option("--width", type=_integer(1), metavar="N", help="in pixels, with --model")
-    option("--device", default="cpu", help="a torch device")
-    option("--dtype", choices=("float32", "float16", "bfloat16"), help="that --model is loaded in; "
-           "None: float32")  # fmt: skip
-    option("--variant", metavar="NAME", help="of the weights' files of --model, such as fp16")
-    option("--timeline", type=Path, metavar="PNG", help="a picture of who stood where when")
-    option("--no-progress", action="store_true", help="draw no progress bar")
-    option("--json", action="store_true", help=json_help)
-    serve.set_defaults(function=_serve_file)
-
-
-def _serve_file(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from .rules.config import AdaptiveConfig
-    from .serve.lines import read_lines
-    from .serve.run import serve_file
-    from .serve.sources import pipeline, shipped
-
-    given = arguments
-    # A pipeline takes a while to load.
-    lines = read_lines(given.requests)
-    config = AdaptiveConfig.recommended(
-        given.calls, **({} if given.threshold is None else {"threshold": given.threshold})
-    )
-    usual = given.steps, given.slots, config, given.guidance, given.device
-    if given.model is None:
-        for name in ("height", "width", "dtype", "variant"):
-            if getattr(given, name) is not None:
-                raise ValueError(f"--{name} goes with --model")
-        source = shipped(given.requests.parent, *usual)
-    else:
-        dtype = None if given.dtype is None else getattr(torch, given.dtype)
-        source = pipeline(given.model, *usual, dtype, given.variant, (given.height, given.width))
-    summary = serve_file(lines, given.out, source, config, progress=not given.no_progress)
-    if given.timeline is not None and summary["made"]:
-        source.engine.timeline_picture(given.timeline)
-    text = sys.stderr if given.json else sys.stdout
-    for failure in summary["failed"]:
-        print(f"line {failure['line']} ({failure['id']}): {failure['error']}", file=text)
-    report = summary["report"]
-    print(
-        f"{summary['made']} made, {summary['kept']} kept, {len(summary['failed'])} failed, in "
-        f"{summary['out']}",
-        file=text,
-    )
-    if summary["made"]:
-        print(
-            f"{report['samples_per_second']:.2f} samples per second, {report['mean_nfe']:.1f} "
-            f"network calls each, {report['occupancy']:.0%} of {report['slots']} slots in use",
-            file=text,
-        )
-    if given.json:
-        print(json.dumps(summary, indent=2, allow_nan=False))
-    if summary["error"] is not None:
-        raise RuntimeError(summary["error"])
-    return 1 if summary["failed"] else 0
-
-
 def _demo(arguments: argparse.Namespace) -> None:
-    from .demo.report import table, verdict
-    from .demo.run import FILES, run_demo
+    from .demo.report import of_times, table, verdict
+    from .demo.run import FILES, WAIT_POLICY, run_demo
+
+    if arguments.process and WAIT_POLICY not in os.environ:
+        # It is read where torch is loaded, which this process has done.
+        os.environ[WAIT_POLICY] = "PASSIVE"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
     report = run_demo(
         arguments.out,
@@ -198,6 +94,8 @@ def _demo(arguments: argparse.Namespace) -> None:
         print(f"{name}: {method['what']}, {steps} steps{note}", file=text)
     best = f"the best of {arguments.rounds}" if arguments.rounds > 1 else "once"
     print(f"wall s: one call of the sampler on all samples, {best}", file=text)
+    for sentence in of_times(report):
+        print(sentence, file=text)
     print("PSNR (mean, and mean of the worst tenth) and SSIM: against the full run", file=text)
     print(f"\n{verdict(report)}", file=text)
     print("wrote " + ", ".join(str(arguments.out / name) for name in FILES), file=text)
@@ -240,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = _parser()
     parsed = parser.parse_args(arguments)
+    parsed.process = arguments is None
     if parsed.command is None:
         parser.print_help()
         return 0

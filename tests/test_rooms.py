@@ -17,7 +17,7 @@ PROJECT = PACKAGE.parent
 # A room may import from those before it; rooms in one set not from each other.
 ORDER = (
     {"version"},
-    {"metrics", "files", "moved", "pictures"},
+    {"metrics", "files", "moved", "options", "pictures"},
     {"solvers"},
     {"rules"},
     {"ops"},

@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Mapping
 
+# A method whose rounds differ by more was disturbed; on an idle machine they do by 5 to 20 %.
+SCATTER = 1.3
 HEADINGS = ("method", "NFE mean", "min", "max", "wall s", "speed-up", "PSNR dB", "worst", "SSIM")
 
 
@@ -14,12 +16,14 @@ def table(report: Mapping) -> str:
 
     Args:
         report: `{"methods": {name: {...}}}` as `run_demo` returns it. None (a PSNR that is
-            infinite) and the full run's comparison with itself are shown as a dash.
+            infinite) and the full run's comparison with itself are shown as a dash; speed-ups of
+            rounds that scatter have a ~ before them.
 
     Raises:
         KeyError: a method lacks one of the numbers.
     """
     rows = [HEADINGS]
+    about = "~" if scattered(report) else ""
     for name, m in report["methods"].items():
         quality = [(m["psnr_db"], 2), (m["psnr_db_worst_tenth"], 2), (m["ssim"], 4)]
         rows.append(
@@ -29,7 +33,7 @@ def table(report: Mapping) -> str:
                 str(m["nfe_min"]),
                 str(m["nfe_max"]),
                 f"{m['wall_s']:.2f}",
-                f"{m['speedup']:.2f}x",
+                f"{about}{m['speedup']:.2f}x",
                 *("-" if v is None or name == "full" else f"{v:.{d}f}" for v, d in quality),
             )
         )
@@ -40,6 +44,34 @@ def table(report: Mapping) -> str:
         for row in rows
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def scattered(report: Mapping) -> bool:
+    """Whether rounds of one method differ by more than an idle machine's do."""
+    return report.get("settings", {}).get("scatter", 1.0) > SCATTER
+
+
+def of_times(report: Mapping) -> list[str]:
+    """What there is to know of a report's times, in sentences: they scatter, threads spin.
+
+    Raises: KeyError where the settings lack one of the facts.
+    """
+    settings, said = report["settings"], []
+    if scattered(report):
+        said.append(
+            f"~ times scatter: the slowest round of {settings['scatter_of']} took "
+            f"{settings['scatter']:.1f} times its best; the machine is busy, and speed-ups are not "
+            "to be relied on (--rounds 6 when it is idle)"
+        )
+    elif settings["rounds"] == 1:
+        said.append("one round: nothing tells how far times scatter (--rounds 2 and more do)")
+    if settings["omp_wait_policy"] != "PASSIVE":
+        policy = settings["omp_wait_policy"]
+        said.append(
+            f"OMP_WAIT_POLICY is {policy or 'not set'}: OpenMP's threads may spin while they wait, "
+            "which slows them many times over beside other programs"
+        )
+    return said
 
 
 def verdict(report: Mapping, method: str = "defect") -> str:

@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,13 +18,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import ops
-from ..metrics import psnr, ssim
 from ..pictures import decisions_picture
 from ..rules.config import AdaptiveConfig
 from ..rules.presets import load_config
-from ..sampler import AdaptiveSampler
-from ..sampling import StepInfo
 from . import model as demo_model
+from .method import Method, scatter
 from .pictures import samples_picture
 
 __all__ = ["run_demo"]
@@ -34,71 +31,16 @@ FILES = ("report.json", "samples.png", "decisions.png")
 # At 50 steps these give about as many calls as defect's default (17.9, 17.9 and 17.8).
 THIRD_ORDER_THRESHOLD = 0.2
 RELEASED_THRESHOLD = 0.04
+# OpenMP's threads spin while they wait, which makes a busy machine up to eight times slower
+# (measured here); read when torch is loaded.
+WAIT_POLICY = "OMP_WAIT_POLICY"
 PLAN, PLAN_STEPS = "fashion-ddim-50-calls-10", 50
 ORIGINS = {
     "defect": "the recommended rule",
     "third_order": "the paper's rule",
     "released": "its authors' code",
 }
-# The best of so many is reported: other work on the machine can only make a run longer.
 ROUNDS = 2
-
-
-class _Method:
-    """One way to sample, its last result and its best wall time."""
-
-    def __init__(self, what: str, steps: int, config: AdaptiveConfig, guidance: float) -> None:
-        self.what, self.steps, self.config, self.guidance = what, steps, config, guidance
-        self.sampler = AdaptiveSampler(demo_model.demo_scheduler(), steps, config, guidance)
-        self.wall_s = math.inf
-
-    def run(self, model: torch.nn.Module, noise: Tensor, labels: Tensor, bar: tqdm) -> None:
-        before, self.network_rows = bar.n, 0
-
-        def network(model_input: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-            self.network_rows += len(model_input)
-            return model(model_input, timestep, class_labels)
-
-        # A scale of 1 needs the conditional half alone, and the sampler refuses the other one.
-        null = {"class_labels": torch.full_like(labels, demo_model.NULL_LABEL)}
-
-        def show(info: StepInfo) -> None:
-            bar.update(before + info.index.double().mean().item() / self.steps - bar.n)
-
-        start = time.perf_counter()
-        self.result = self.sampler(
-            network,
-            noise,
-            {"class_labels": labels},
-            null if self.guidance != 1 else None,
-            callback=show,
-            progress=False,
-        )
-        self.wall_s = min(self.wall_s, time.perf_counter() - start)
-
-    def quality(self, full: _Method) -> tuple[Tensor, Tensor]:  # PSNR and SSIM, [B] float64
-        images, reference = (m.result.latents.clamp(-1, 1) for m in (self, full))
-        return psnr(images, reference), ssim(images, reference)
-
-    def figures(self, full: _Method) -> dict:
-        nfe = self.result.nfe.double()
-        db, similarity = self.quality(full)
-        differs = db[db.isfinite()].sort().values
-        worst = differs[: math.ceil(len(db) / 10)]
-        return {
-            "what": self.what,
-            "num_inference_steps": self.steps,
-            "nfe_mean": nfe.mean().item(),
-            "nfe_min": int(nfe.min()),
-            "nfe_max": int(nfe.max()),
-            "network_rows": self.network_rows,
-            "wall_s": self.wall_s,
-            "speedup": full.wall_s / self.wall_s,
-            "psnr_db": differs.mean().item() if len(differs) else None,
-            "psnr_db_worst_tenth": worst.mean().item() if len(differs) else None,
-            "ssim": similarity.mean().item(),
-            "identical": len(db) - len(differs),
-        }
 
 
 def run_demo(
@@ -165,6 +107,7 @@ def run_demo(
         methods = _sample(
             *(noise, labels, rules, num_inference_steps, guidance_scale, rounds, progress)
         )
+        spread, slowest = scatter(methods)
         report = {
             "methods": {name: method.figures(methods["full"]) for name, method in methods.items()},
             "settings": {
@@ -174,6 +117,9 @@ def run_demo(
                 "seed": seed,
                 "scheduler": type(demo_model.demo_scheduler()).__name__,
                 "rounds": rounds,
+                "scatter": spread,
+                "scatter_of": slowest,
+                "omp_wait_policy": os.environ.get(WAIT_POLICY),
                 "threads": threads,
                 "cpu_count": os.cpu_count(),
                 "implementation": ops.info()["serves"]["cpu"]["implementation"],
@@ -196,12 +142,12 @@ def _sample(
     guidance: float,
     rounds: int,
     progress: bool,
-) -> dict[str, _Method]:
+) -> dict[str, Method]:
     model = demo_model.load_demo_model()
     plain = AdaptiveConfig(criterion="never")
     # The first calls prepare the network's kernels; that is no method's time.
-    _Method("warm-up", 2, plain, guidance).run(model, noise, labels, tqdm(disable=True))
-    methods: dict[str, _Method] = {}
+    Method("warm-up", 2, plain, guidance).run(model, noise, labels, tqdm(disable=True))
+    methods: dict[str, Method] = {}
     with tqdm(total=8 * rounds, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar:
 
         def run(name: str) -> None:
@@ -211,7 +157,7 @@ def _sample(
                 raise RuntimeError(f"{name} gave NaN or Inf in {bad} of {len(noise)} samples")
 
         def add(name: str, what: str, config: AdaptiveConfig, steps: int = steps) -> None:
-            methods[name] = _Method(what, steps, config, guidance)
+            methods[name] = Method(what, steps, config, guidance)
             run(name)
 
         add("full", "the plain sampler", plain)
@@ -228,12 +174,14 @@ def _sample(
             add(f"every({k})", "a fixed pattern, linear fill", pattern)
         add("fewer_steps", "the plain sampler", plain, max(1, round(nfe)))
         bar.total = len(methods) * rounds
-        for name in [*methods] * (rounds - 1):
-            run(name)
+        # In turns, every other round backwards: what slows the machine meets all alike.
+        for number in range(1, rounds):
+            for name in reversed(methods) if number % 2 else methods:
+                run(name)
     return methods
 
 
-def _draw(folder: Path, full: _Method, adaptive: _Method, labels: Tensor) -> None:
+def _draw(folder: Path, full: Method, adaptive: Method, labels: Tensor) -> None:
     record, names = adaptive.result, demo_model.CLASS_NAMES
     numbers = zip(record.nfe.tolist(), adaptive.quality(full)[0].tolist(), strict=True)
     rows = {"full": full.result.latents, "defect": record.latents}

@@ -48,7 +48,8 @@ def why_so_few(
         return (
             f"{said}: {table.name} adds noise at its steps, which no prediction foresees. Most "
             "schedulers have a deterministic kin that skips more (eta=0, no ancestral or SDE "
-            "kind); else a plain run with fewer steps may be the better saving"
+            "kind); else a plain run with fewer steps may be the better saving. Networks distilled "
+            "to few steps have nothing to skip"
         )
     if rows <= least:
         return f"{said}: the first {least} always call the network; more steps skip more"

@@ -22,7 +22,7 @@ from adaptive_kernels.__main__ import main
 from adaptive_kernels.demo import model as demo_model
 from adaptive_kernels.demo import run as demo
 from adaptive_kernels.demo.pictures import samples_picture
-from adaptive_kernels.demo.report import table, verdict
+from adaptive_kernels.demo.report import of_times, table, verdict
 from adaptive_kernels.demo.run import FILES, run_demo
 from adaptive_kernels.executors import capability
 from adaptive_kernels.metrics import ssim
@@ -37,9 +37,11 @@ SMALL = ["--steps", str(STEPS), "--samples-per-class", "1", "--seed", "3"]
 SMALL += ["--threshold", str(THRESHOLD)]
 
 
-def command(*words: str) -> subprocess.CompletedProcess:
+def command(*words: str, **environment: str | None) -> subprocess.CompletedProcess:
+    """environment: variables beside the usual ones; None takes one out."""
     line = [sys.executable, "-m", "adaptive_kernels", *words]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    given = {k: v for k, v in {**ENVIRONMENT, **environment}.items() if v is not None}
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=given)
 
 
 def strict(text: str) -> dict:
@@ -65,13 +67,50 @@ def one_thread():
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     out = tmp_path_factory.mktemp("first") / "made" / "here"
-    return out, command("demo", "--out", str(out), *SMALL, "--json")
+    given = ("demo", "--out", str(out), *SMALL, "--json")
+    return out, command(*given, OMP_WAIT_POLICY=None)
 
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     out = tmp_path_factory.mktemp("second")
-    return out, command("demo", "--out", str(out), *SMALL, "--no-progress")
+    given = ("demo", "--out", str(out), *SMALL, "--no-progress", "--rounds", "1")
+    return out, command(*given, OMP_WAIT_POLICY="ACTIVE")
+
+
+def test_threads_do_not_spin_unless_told_to(first, second):
+    """The command sees to it itself; a policy of the user's own stays, and is told."""
+    policies = [
+        json.loads((out / "report.json").read_text())["settings"]["omp_wait_policy"]
+        for out, _ in (first, second)
+    ]
+    assert policies == ["PASSIVE", "ACTIVE"]
+    assert "OMP_WAIT_POLICY is ACTIVE: OpenMP's threads may spin" in second[1].stdout
+    assert "OMP_WAIT_POLICY" not in first[1].stderr
+    assert "one round: nothing tells how far times scatter" in second[1].stdout
+
+
+def timed(scatter: float) -> dict:
+    """A report whose rounds differ by so much at most."""
+    settings = {"rounds": 2, "omp_wait_policy": "PASSIVE", "scatter_of": "defect"}
+    report = made_up(full=(50, None), defect=(20, 40.0))
+    return {**report, "settings": {**settings, "scatter": scatter}}
+
+
+def test_a_table_whose_rounds_scatter_is_marked():
+    calm, busy = timed(1.2), timed(2.4)
+    assert "~" not in table(calm) and of_times(calm) == []
+    assert re.findall(r"~\d\.\d\dx", table(busy)) and "| 1.00x" not in table(busy)
+    (said,) = of_times(busy)
+    assert said.startswith("~ times scatter: the slowest round of defect took 2.4 times its best")
+
+
+def test_rounds_are_in_turns_and_their_scatter_is_that_of_the_worst_method():
+    from adaptive_kernels.demo.method import Method, scatter
+
+    methods = {name: Method.__new__(Method) for name in "ab"}
+    methods["a"].rounds_s, methods["b"].rounds_s = [1.0, 1.1, 1.05], [2.0, 3.0, 2.2]
+    assert scatter(methods) == (1.5, "b") and methods["b"].wall_s == 2.0
 
 
 def test_demo_writes_its_files_and_json_on_stdout(first):
@@ -81,7 +120,7 @@ def test_demo_writes_its_files_and_json_on_stdout(first):
     report = strict(run.stdout)
     assert report == strict((out / "report.json").read_text())
     assert table(report) in run.stderr and verdict(report) in run.stderr
-    assert "fewer_steps: 1" in run.stderr, "the bar names the method"
+    assert "full: 100%" in run.stderr, "the bar names the method"
 
 
 def test_demo_without_json_prints_the_table_and_no_bar(second):

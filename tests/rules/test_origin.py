@@ -65,7 +65,7 @@ def test_the_same_network_is_the_same_whatever_is_around_it():
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (lambda: network(seed=1), r"as many parameters \(\d+\) and other weights"),
+        (lambda: network(seed=1), r"a network of as many parameters \(\d+\) and other weights"),
         (lambda: network(width=5), r"a network of \d+ parameters \(here \d+\)"),
     ],
 )
