@@ -10,8 +10,8 @@ OLD_VENV := .venv-torch-$(OLD_TORCH)
 CSRC := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 
 # Spinning OpenMP threads make a shared machine up to eight times slower (measured on the demo); a
-# benchmark keeps the default, and the tests see to it themselves (tests/conftest.py).
-demo fidelity: export OMP_WAIT_POLICY := PASSIVE
+# benchmark keeps the default, the demo and the tests see to it themselves.
+fidelity: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test lint docs old-torch bench fidelity clean
 

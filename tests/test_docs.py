@@ -407,6 +407,23 @@ def test_the_gpus_kernels_are_those_that_were_measured():
             assert cell == (f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}")
 
 
+def test_the_calls_by_scheduler_are_those_that_were_measured():
+    stored = json.loads((RESULTS / "schedulers-cpu.json").read_text())
+    cells = {(row["scheduler"], row["steps"]): row for row in stored["rows"]}
+    page = PROJECT / "docs" / "schedulers.md"
+    rows, counts = table(page, "50 steps"), (50, 20, 10, 6)
+    assert len(rows) * len(counts) == len(cells) > 80
+    for name, *calls, db in rows:
+        found = [cells[name.removesuffix(" *"), steps] for steps in counts]
+        assert calls == [f"{row['calls']:.1f} of {row['rows']}" for row in found]
+        assert db == ("-" if found[0]["psnr_db"] is None else f"{found[0]['psnr_db']:.1f}")
+        assert name.endswith(" *") == found[0]["adds_noise"]
+    noisy = [row for row in stored["rows"] if row["adds_noise"] and row["steps"] == 20]
+    # What limits.md and the page say of solvers that add noise.
+    assert len(noisy) > 5 and all(row["calls"] > 0.95 * row["rows"] for row in noisy)
+    assert 45 < cells["Euler ancestral", 50]["calls"] < 46.5
+
+
 def test_the_engine_is_as_fast_as_it_was_measured():
     stored = json.loads((RESULTS / "engine-cpu.json").read_text())
     page = PROJECT / "docs" / "engine.md"
