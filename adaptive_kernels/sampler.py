@@ -16,7 +16,7 @@ from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
 from .sampling.skipping import smallest, wants_skips, warn_of_few_skips
-from .sampling.solver import solver_of, warn_of_other_network
+from .sampling.solver import check_kinds, solver_of, warn_of_other_network
 from .sampling.start import Start
 from .sampling.state import State
 from .solvers.draws import Generators
@@ -85,10 +85,12 @@ class AdaptiveSampler:
         progress: bool = True,
         **table_arguments,
     ):
-        if config is not None and not isinstance(config, AdaptiveConfig):
-            raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}")
+        check_kinds(scheduler, config, table_arguments)
         if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+            raise ValueError(
+                "dtype must be torch.float32, torch.float16 or torch.bfloat16, got "
+                f"{dtype if isinstance(dtype, torch.dtype) else repr(dtype)}"
+            )
         known_keywords(AdaptiveSampler, scheduler, table_arguments)
         self.config = config or AdaptiveConfig()
         self.table = solver_of(scheduler, num_inference_steps, self.config, table_arguments)
@@ -226,6 +228,9 @@ class AdaptiveSampler:
     def __setstate__(self, held: dict) -> None:
         vars(self).update(held)
         self._tables, self._known = fill_tables(self.table, self.config), _nothing
+
+    def __repr__(self) -> str:
+        return f"AdaptiveSampler({self.table}, criterion {self.config.criterion!r})"
 
     def __enter__(self) -> "AdaptiveSampler":
         return self

@@ -1,6 +1,7 @@
 """What a user gives to a sampling, checked where it comes in."""
 
 import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from ..solvers.draws import Generators, drawn
 from ..solvers.table import SolverTable
 from .network import network_dtype
 from .start import Start
+
+# A share of clean latents in noise that nobody sees.
+NEXT_TO_NOTHING = 0.1
 
 
 def begin(
@@ -111,6 +115,14 @@ def first_latents(table: SolverTable, noise: Tensor, latents: Tensor | None) -> 
             )
         expect("latents", latents, noise.shape, noise.device)
         clean_scale, noise_scale = table.start
+        if not table.needs_latents and clean_scale < NEXT_TO_NOTHING * noise_scale:
+            warnings.warn(
+                "latents are clean ones to start from, and this table starts from noise, of which "
+                f"they are a share of {clean_scale / noise_scale:.1g}: strength= below 1 makes it "
+                "start later. Noise of one's own goes into noise=",
+                RuntimeWarning,
+                stacklevel=6,
+            )
         x = clean_scale * latents.float() + noise_scale * noise.float()
     return x
 
@@ -154,6 +166,8 @@ def threshold_of(value, batch: int) -> Tensor:
 def seeds_of(seed, batch: int) -> Tensor:
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
         return int(seed) + torch.arange(batch, device="cpu")
+    if isinstance(seed, torch.Generator):
+        raise TypeError("seed must be ints, got a torch.Generator: generator= takes one")
     try:
         seeds = seed if isinstance(seed, Tensor) else torch.as_tensor(seed, device="cpu")
     except (TypeError, ValueError, RuntimeError):

@@ -1,12 +1,36 @@
 """The solver that a sampler is given, and whether its config was found on it and its network."""
 
+import dataclasses
+import numbers
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ..rules.config import AdaptiveConfig
+from ..solvers.refusals import check_scheduler
 from ..solvers.scheduler import MAX_HISTORY
 from ..solvers.table import SolverTable
+
+_FIELDS = {field.name for field in dataclasses.fields(AdaptiveConfig)}
+
+
+def check_kinds(scheduler: Any, config: Any, table_arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError for a scheduler or a config that is none, and for a config's field beside it.
+
+    The scheduler first: who gives the network in its place has everything else a place further.
+    """
+    if not isinstance(scheduler, SolverTable):
+        check_scheduler(scheduler)
+    if config is not None and not isinstance(config, AdaptiveConfig):
+        hint = ""
+        if isinstance(config, numbers.Real) and not isinstance(config, bool):
+            hint = f"; a threshold is AdaptiveConfig(threshold={config!r})"
+        elif isinstance(config, str):
+            hint = "; load_config reads a file or a preset, AdaptiveConfig(criterion=) names a rule"
+        raise TypeError(f"config must be an AdaptiveConfig, got {type(config).__name__}{hint}")
+    for name in table_arguments:
+        if name in _FIELDS:
+            raise TypeError(f"{name} is a setting of the config: config=AdaptiveConfig({name}=...)")
 
 
 def solver_of(

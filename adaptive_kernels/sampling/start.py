@@ -54,6 +54,15 @@ class Start:
         tables: FillTables | None = None,
     ) -> "Start":
         """A start from `latents`; the arguments of `State.begin`."""
+        for name, value, kind in (
+            ("table", table, SolverTable),
+            ("latents", latents, Tensor),
+            ("config", config, AdaptiveConfig),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{name} must be of type {kind.__name__}, got {type(value).__name__}"
+                )
         for name, value in (("guidance_scale", guidance_scale), ("seed", seed), ("noise", noise)):
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -18,15 +18,19 @@ class UnsupportedSchedulerError(ValueError):
     """The scheduler, as configured, is no table; the message names the setting and the way out."""
 
 
-def refuse(scheduler: Any) -> None:
-    """Raise for what cannot be a table whatever its steps give."""
-    missing = [f"{m}()" for m in ("set_timesteps", "step") if not hasattr(scheduler, m)]
-    name = type(scheduler).__name__
-    if "set_timesteps()" in missing or isinstance(scheduler, type):
+def check_scheduler(scheduler: Any) -> None:
+    """Raise TypeError for what is no scheduler."""
+    if not hasattr(scheduler, "set_timesteps") or isinstance(scheduler, type):
         raise TypeError(
             f"scheduler must be a diffusers scheduler object, got {_described(scheduler)}"
         )
-    if missing:
+
+
+def refuse(scheduler: Any) -> None:
+    """Raise for what cannot be a table whatever its steps give."""
+    check_scheduler(scheduler)
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "step"):
         raise UnsupportedSchedulerError(f"{name}: it has no step(), so no step can be read off")
     for key, reason in _NO_TABLE.items():
         value = config_of(scheduler).get(key)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,6 +170,8 @@ class SolverTable:
         that is no scheduler or an argument nobody knows, ValueError for arguments out of range.
         """
         known_keywords(cls.from_scheduler, scheduler, set_timesteps_kwargs)
+        if isinstance(num_inference_steps, np.integer):
+            num_inference_steps = int(num_inference_steps)
         fields = read_scheduler(
             *(scheduler, num_inference_steps, step_kwargs),
             *(strength, strength_rounding, begin_index, set_timesteps_kwargs),

@@ -381,7 +381,11 @@ REFUSED = [
     ({"model": 5}, TypeError, "model must be callable, got int"),
     ({"progress": "no"}, TypeError, "progress must be a bool, got 'no'"),
     ({"trails": 3}, TypeError, r"^calibrate has no argument 'trails', .* did you mean trials\?"),
-    ({"dtype": torch.int8}, ValueError, "dtype must be float32, float16 or bfloat16"),
+    (
+        {"dtype": torch.int8},
+        ValueError,
+        "dtype must be torch.float32, torch.float16 or torch.bfloat16",
+    ),
     ({"steps": 2, "calls": 2}, ValueError, "num_inference_steps must be at least 3, got Solver"),
     ({"steps": 1, "calls": 1} | DEFECT, ValueError, "num_inference_steps must be at least 3, got"),
     ({"steps": 2, "case": "heun", "calls": 2}, ValueError, "num_inference_steps must be at least"),

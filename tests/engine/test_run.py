@@ -102,7 +102,11 @@ BAD_ENGINES = [
     ({"config": ak.AdaptiveConfig(granularity="batch")}, ValueError, "granularity 'sample'"),
     ({"guidance_scale": torch.ones(3) * 2}, ValueError, "guidance_scale must be one number"),
     ({"guidance_scale": "x"}, TypeError, "guidance_scale must be a number"),
-    ({"dtype": torch.float64}, ValueError, "dtype must be float32, float16 or bfloat16"),
+    (
+        {"dtype": torch.float64},
+        ValueError,
+        "dtype must be torch.float32, torch.float16 or torch.bfloat16",
+    ),
     ({"device": "nowhere"}, ValueError, "device must be a torch device, got 'nowhere'"),
     ({"num_inference_steps": 5}, ValueError, "a SolverTable already fixes the steps"),
     ({"scheduler": 3}, TypeError, "scheduler"),

@@ -504,7 +504,7 @@ def test_refusals_of_a_call(call, error, message):
         (
             lambda: ak.AdaptiveSampler(ddim(), 5, dtype=torch.float64),
             ValueError,
-            "dtype must be float32, float16 or bfloat16",
+            "dtype must be torch.float32, torch.float16 or torch.bfloat16",
         ),
         (
             lambda: ak.AdaptiveSampler(ddim(), 5, guidance=5),

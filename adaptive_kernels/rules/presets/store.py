@@ -72,8 +72,11 @@ def save_config(config: AdaptiveConfig, path: str | os.PathLike) -> None:
 def load_config(path: str | os.PathLike) -> AdaptiveConfig:
     """Read a config from a JSON file, or the preset of that name.
 
-    Raises: FileNotFoundError with the presets there are; ValueError for a file that is no config.
+    Raises: FileNotFoundError with the presets there are; ValueError for a file that is no config;
+        TypeError for what is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
     file = Path(path)
     if not file.is_file() and file.name == str(path):
         file = FOLDER / f"{path}.json"
