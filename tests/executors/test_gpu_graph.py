@@ -277,3 +277,63 @@ def test_moved_parameters_are_captured_again():
     model.load_state_dict(other.state_dict(), assign=True)
     assert_same(run(make_sampler("eager"), other, noise()), run(sampler, model, noise()))
     assert sampler.report()["captures"] == 2
+
+
+class ByName(torch.nn.Module):
+    """Its timestep stands last, and something is the same for all rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, hidden_states, label, offset, timestep):
+        return self.inner(hidden_states, timestep, label=label) + offset
+
+
+def test_halves_one_by_one_and_a_denoiser_are_captured():
+    model = ak.denoiser(ByName(), offset=torch.full((1,), 0.01, device=DEVICE))
+    samplers = {
+        name: make_sampler(name, guidance_scale=3.0, guidance_calls="separate")
+        for name in ("eager", "groups", "graph")
+    }
+    for first in (0, 4):
+        label = {"label": torch.arange(first, first + 3, device=DEVICE)}
+        null = {"label": torch.full((1,), 9, device=DEVICE)}
+        results = [
+            run(s, model, noise(3), conditioning=label, unconditional=null)
+            for s in samplers.values()
+        ]
+        for result in results[1:]:
+            assert_same(results[0], result)
+    assert samplers["graph"].report()["captures"] == 1
+
+
+def test_latents_that_a_callback_returns_on_a_gpu():
+    model, x = network(), noise()
+    plain = run(make_sampler("eager"), model, x)
+    same = run(make_sampler("auto"), model, x, callback=lambda info: info.latents())
+    assert same.executor == "eager" and torch.equal(plain.latents, same.latents)
+    edited = run(make_sampler("auto"), model, x, callback=lambda info: info.noised(x, x))
+    levels = problems.ddim(30).levels
+    assert torch.equal(edited.latents, float(levels.alpha[-1]) * x + float(levels.sigma[-1]) * x)
+
+
+def test_a_generator_of_either_side_draws_for_a_graph():
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+    model, x = network(), noise()
+    noisy = ak.AdaptiveSampler(diffusers.EulerAncestralDiscreteScheduler(), 8, executor="graph")
+    drawn = [
+        run(noisy, model, x, generator=torch.Generator(device).manual_seed(3)).latents
+        for device in ("cpu", "cpu", DEVICE)
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_buffers_on_a_gpu_carry_no_graph():
+    model = network().requires_grad_(True)
+    state = make_sampler().begin(model, noise())
+    for _ in range(4):
+        x = state.model_input.view(2, *SHAPE)
+        state.model_output.copy_(model(x, state.timestep).flatten(1))
+        state.advance()
+        assert not any(t.requires_grad for t in problems.tensors(state).values())
