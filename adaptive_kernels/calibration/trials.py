@@ -1,6 +1,7 @@
 """What a calibration tries: thresholds of a criterion, or plans by their number of calls."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from ..rules.fills import coordinates
 from ..rules.presets import plan_from_json, plan_to_json
 from ..sampler import AdaptiveSampler
 from ..sampling.network import network_dtype
+from ..sampling.skipping import FewSkipsWarning
 from .fit import Fit, fit
 from .progress import CallBar
 from .record import Recording, Samples, record, repeated
@@ -113,19 +115,23 @@ class Bench:
             config=config,
             guidance_scale=self.sampler.guidance_scale,
             dtype=self.sampler.dtype,
+            guidance_calls=self.sampler.guidance_calls,
         )
         guided = self.sampler.guidance_scale is not None
-        result = sampler(
-            samples.model,
-            samples.noise,
-            samples.conditioning,
-            samples.unconditional if guided else None,
-            latents=samples.latents,
-            seed=samples.seed,
-            gather=not guided or samples.unconditional is not None,
-            callback=lambda _: self.bar.tick(),
-            progress=False,
-        )
+        with warnings.catch_warnings():
+            # Of a setting that is tried nobody needs to know.
+            warnings.simplefilter("ignore", FewSkipsWarning)
+            result = sampler(
+                samples.model,
+                samples.noise,
+                samples.conditioning,
+                samples.unconditional if guided else None,
+                latents=samples.latents,
+                seed=samples.seed,
+                gather=not guided or samples.unconditional is not None,
+                callback=lambda _: self.bar.tick(),
+                progress=False,
+            )
         nfe = result.nfe.double().mean().item()
         return self.figures(result.latents.flatten(1), nfe, samples)
 

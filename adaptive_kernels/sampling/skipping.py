@@ -17,6 +17,10 @@ FEW_STEPS = 10
 ADAPTIVE = ("third_order", "released", "defect")
 
 
+class FewSkipsWarning(RuntimeWarning):
+    """Next to nothing was skipped."""
+
+
 def wants_skips(config: AdaptiveConfig, threshold: Any = None) -> bool:
     """Whether a rule is to skip what it can: not one that was told to call, or how often to.
 
@@ -83,5 +87,5 @@ def warn_of_few_skips(
     """
     why = why_so_few(config, table, calls, score)
     if why is not None:
-        warnings.warn(why, RuntimeWarning, stacklevel=level + 1)
+        warnings.warn(why, FewSkipsWarning, stacklevel=level + 1)
     return why is not None

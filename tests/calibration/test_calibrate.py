@@ -146,6 +146,25 @@ def test_out_holds_the_config_the_report_and_a_picture(tmp_path):
     assert not [name for name in files(folder) if name.startswith(".")]
 
 
+def test_halves_that_do_not_stack_are_calibrated_one_by_one(recwarn):
+    """And nobody is told of the settings on the way that skip next to nothing."""
+
+    class Words(torch.nn.Module):
+        def forward(self, x, timestep, words):
+            return torch.tanh(0.3 * x + 0.1 * words.mean(1)[:, None, None, None])
+
+    given = {
+        "conditioning": {"words": torch.rand(BATCH, 7)},
+        "unconditional": {"words": torch.rand(1, 4)},
+        **{"guidance_scale": 2.0, "guidance_calls": "separate"},
+    }
+    plan = calibrate(Words(), calls=4, **given)
+    assert plan.plan.calls == 4
+    found = calibrate(Words(), calls=12, steps=16, criterion="defect", **given)
+    assert 0 < found.threshold < 1
+    assert not [w for w in recwarn if "skipped" in str(w.message)]
+
+
 def test_without_out_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kept = calibrate(calls=4, out="here")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
+from adaptive_kernels.sampling.skipping import FewSkipsWarning
 from tests.support import problems
 
 
@@ -24,7 +25,7 @@ def told(sampler, calls=1, **options):
         warnings.simplefilter("always")
         for _ in range(calls):
             sampler(network, noise(), **options)
-    return [w for w in caught if w.category is RuntimeWarning]
+    return [w for w in caught if w.category is FewSkipsWarning]
 
 
 def sampler(solver=None, steps=20, config=None):
@@ -99,5 +100,5 @@ def test_an_engine_tells_it_once_too():
             assert (
                 len(list(engine.run([ak.Request(seed=k) for k in range(3)], progress=False))) == 3
             )
-    said = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    said = [str(w.message) for w in caught if w.category is FewSkipsWarning]
     assert len(said) == 1 and "no network call of 12 was skipped" in said[0]
