@@ -44,6 +44,10 @@ CASES = {
         lambda: sampler()(PIPELINE, noise()),
         r"model must be the network.*pipeline SomePipeline; enable_adaptive\(pipe\)",
     ),
+    "a pipeline for an engine's network": (
+        lambda: ak.Engine(PIPELINE, ddim(), 6, shape=(2, 4, 4)),
+        "model must be the network.*the pipeline SomePipeline",
+    ),
     "a generator for a seed": (
         lambda: sampler()(Network(), noise(), seed=torch.Generator()),
         "seed must be ints, got a torch.Generator: generator= takes one",

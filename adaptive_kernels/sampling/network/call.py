@@ -44,11 +44,6 @@ class NetworkCall:
     ):
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if hasattr(model, "components") and hasattr(model, "scheduler"):
-            raise TypeError(
-                f"model must be the network, such as pipe.unet or pipe.transformer, got the "
-                f"pipeline {type(model).__name__}; enable_adaptive(pipe) is for pipelines"
-            )
         self.model, self.shape, self.guided = model, tuple(shape), guided
         self._network = adapted(model)
         separate = guided and guidance_calls == "separate"

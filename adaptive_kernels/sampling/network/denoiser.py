@@ -143,8 +143,14 @@ def denoiser(
 def adapted(model: Callable) -> Callable:
     """The model itself, or as a `Denoiser` where its class or its signature asks for one.
 
-    Raises: ValueError for a network whose pipeline does more than scale its timestep.
+    Raises: ValueError for a network whose pipeline does more than scale its timestep; TypeError for
+        a pipeline.
     """
+    if hasattr(model, "components") and hasattr(model, "scheduler"):
+        raise TypeError(
+            "model must be the network, such as pipe.unet or pipe.transformer, got the pipeline "
+            f"{type(model).__name__}; enable_adaptive(pipe) is for pipelines"
+        )
     if isinstance(model, Denoiser) or not isinstance(model, torch.nn.Module):
         return model
     scale, names = _scale(model), _names(model)
