@@ -128,17 +128,23 @@ def _info(arguments: argparse.Namespace) -> None:
             )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def command() -> int:
+    """The program: what the console script and `python -m adaptive_kernels` run."""
+    return main(process=True)
+
+
+def main(arguments: list[str] | None = None, process: bool = False) -> int:
     """Run one command and return the exit status: 0, 1 after an error, 2 for bad arguments.
 
     130 where it was interrupted, 141 where nobody reads its output any more.
 
     Args:
         arguments: the words of the command line; None takes those of the process.
+        process: whether the process is this command's own, which may then start itself again.
     """
     parser = _parser()
     parsed = parser.parse_args(arguments)
-    parsed.process = arguments is None
+    parsed.process = process
     if parsed.command is None:
         parser.print_help()
         return 0
@@ -159,4 +165,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

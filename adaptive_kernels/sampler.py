@@ -15,7 +15,7 @@ from .sampling.edit import edit
 from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
-from .sampling.skipping import smallest, wants_skips, warn_of_few_skips
+from .sampling.skipping import Calls, wants_skips, warn_of_few_skips
 from .sampling.solver import check_kinds, solver_of, warn_of_other_network
 from .sampling.start import Start
 from .sampling.state import State
@@ -102,7 +102,7 @@ class AdaptiveSampler:
         self.guidance_calls = guidance_calls
         self.progress = _bool("progress", progress)
         self._told = False  # whether it was said that next to nothing is skipped
-        self._known = _nothing  # the model that was last compared with the config's origin
+        self._known = weakref.WeakSet()  # models that were compared with the config's origin
         self._tables = fill_tables(self.table, self.config)
         self._executors = Executors(executor, self.table, self.config)
         self.dtype = dtype
@@ -178,9 +178,9 @@ class AdaptiveSampler:
             noise.device,
             self.guidance_calls,
         )
-        if isinstance(model, torch.nn.Module) and self._known() is not model:
+        if isinstance(model, torch.nn.Module) and model not in self._known:
             warn_of_other_network(self.config, model, 3)
-            self._known = weakref.ref(model)
+            self._known.add(model)
         after_tick = None
         if callback is not None:
             if not callable(callback):
@@ -199,10 +199,10 @@ class AdaptiveSampler:
                 lambda state, executor, why: result_of(state, noise.shape, executor, why, bar),
             )
         warn_of_nonfinite(result)
-        if not self._told and wants_skips(self.config, threshold) and len(result.nfe):
-            calls, least = result.nfe.double().mean().item(), smallest(result.score)
+        if not self._told and wants_skips(self.config, threshold):
             # Once: all calls of a sampler are much alike.
-            self._told = warn_of_few_skips(self.config, self.table, calls, least, 3)
+            run = Calls.of(result.refreshed, result.nfe, result.score, result.nonfinite)
+            self._told = warn_of_few_skips(self.config, self.table, run, 3)
         return result
 
     def prepared(self) -> Prepared | None:
@@ -227,7 +227,7 @@ class AdaptiveSampler:
 
     def __setstate__(self, held: dict) -> None:
         vars(self).update(held)
-        self._tables, self._known = fill_tables(self.table, self.config), _nothing
+        self._tables, self._known = fill_tables(self.table, self.config), weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"AdaptiveSampler({self.table}, criterion {self.config.criterion!r})"
@@ -261,10 +261,6 @@ class AdaptiveSampler:
             dtype=self.dtype,
             tables=self._tables,
         )
-
-
-def _nothing() -> None:
-    """A weak reference to nothing."""
 
 
 def _bool(name: str, value: Any) -> bool:

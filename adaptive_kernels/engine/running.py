@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..sampling.skipping import smallest, wants_skips, warn_of_few_skips
+from ..rules.config import AdaptiveConfig
+from ..sampling.skipping import Calls, wants_skips, warn_of_few_skips
 from .request import Entry, Queue
 from .sample import Sample
 from .serving import serve
@@ -47,7 +48,7 @@ def _run(
     progress: bool,
     gaps: bool,
 ) -> Iterator[Any]:
-    bar, last = None, None
+    bar, calls = None, Calls()
 
     def failed(entry: Entry, error: Exception) -> Sample:
         record.failed += 1
@@ -73,9 +74,10 @@ def _run(
                 note = f"NFE {record.calls / record.done:.1f} of {steps}"
                 bar.set_postfix_str(note, refresh=False)
             bar.update()
-            last = sample
+            if sample.error is None:
+                _add(calls, batch.config, sample)
             yield sample
-        _warn_of_few_skips(batch, record, last)
+        _warn_of_few_skips(batch, calls)
     finally:
         if bar is not None:
             bar.close()
@@ -84,13 +86,19 @@ def _run(
             batch.free()
 
 
-def _warn_of_few_skips(batch: Batch, record: Record, last: Sample | None) -> None:
+def _add(calls: Calls, config: AdaptiveConfig, sample: Sample) -> None:
+    """Counts a sample, if its request wants calls skipped."""
+    threshold = None if sample.request is None else sample.request.threshold
+    if not sample.nonfinite and wants_skips(config, threshold):
+        calls.rows += len(sample.refreshed)
+        calls.made += sample.nfe
+        calls.score = sample.score
+
+
+def _warn_of_few_skips(batch: Batch, calls: Calls) -> None:
     """Says once per engine that its samples skip next to nothing, and why."""
-    if batch.told or not record.done or not wants_skips(batch.config):
-        return
-    table, calls = batch.solvers.table, record.calls / record.done
-    score = None if last is None or last.score is None else smallest(last.score)
-    batch.told = warn_of_few_skips(batch.config, table, calls, score, 4)
+    if not batch.told:
+        batch.told = warn_of_few_skips(batch.config, batch.solvers.table, calls, 4)
 
 
 def _warn_of_nonfinite(sample: Sample, record: Record) -> None:

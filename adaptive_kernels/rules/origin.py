@@ -11,6 +11,8 @@ from ..solvers.table import SolverTable
 
 # Parameters of which a weight is kept.
 SAMPLED = 16
+# Copies that diffusers' fuse_qkv_projections() makes of other parameters.
+_FUSED = {"to_qkv", "to_kv", "to_added_qkv"}
 # Half precision rounds a weight by up to 2^-9 of it.
 TOLERANCE, TINY = 2.0**-7, 1e-6
 
@@ -23,7 +25,7 @@ class Origin:
         scheduler: name of the scheduler's class. num_steps: rows of its whole table.
         prediction: what the network predicts, as `SolverTable.levels` has it.
         parameters: of the network, their number.
-        weights: some of them, in float32; the same network in half precision has them too.
+        weights: some of them; the same network in half precision has them too. None: not known.
 
     Raises: TypeError naming the argument.
     """
@@ -32,7 +34,7 @@ class Origin:
     num_steps: int | None = None
     prediction: str | None = None
     parameters: int | None = None
-    weights: tuple[float, ...] = ()
+    weights: tuple[float | None, ...] = ()
 
     def __post_init__(self):
         kinds = {"scheduler": str, "num_steps": int, "prediction": str, "parameters": int}
@@ -41,9 +43,10 @@ class Origin:
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise TypeError(f"origin.{name} must be {kind.__name__} or None, got {value!r}")
         ok = isinstance(self.weights, (list, tuple))
-        if not ok or not all(isinstance(v, numbers.Real) for v in self.weights):
+        if not ok or not all(v is None or isinstance(v, numbers.Real) for v in self.weights):
             raise TypeError(f"origin.weights must be numbers, got {self.weights!r}")
-        object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+        weights = tuple(None if v is None else float(v) for v in self.weights)
+        object.__setattr__(self, "weights", weights)
 
     def __repr__(self) -> str:
         known = [] if self.parameters is None else [f"{self.parameters:,} parameters"]
@@ -84,7 +87,7 @@ class Origin:
                 return []
             if parameters != self.parameters:
                 other = f"a network of {self.parameters:,} parameters (here {parameters:,})"
-            elif weights and self.weights and not _alike(weights, self.weights):
+            elif not _alike(weights, self.weights):
                 other = f"a network of as many parameters ({parameters:,}) and other weights"
             else:
                 return []
@@ -92,28 +95,33 @@ class Origin:
         return found
 
 
-def _of_network(model: Any) -> tuple[int | None, tuple[float, ...]]:
+def _of_network(model: Any) -> tuple[int | None, tuple[float | None, ...]]:
     """Number of parameters and some weights."""
     if not isinstance(model, torch.nn.Module):
         model = getattr(model, "network", None)
     if not isinstance(model, torch.nn.Module):
         return None, ()
-    parameters = list(model.parameters())
-    # Quantised ones are packed, each in a way of its own.
-    floating = [p for p in parameters if p.is_floating_point() and p.numel()]
-    last, weights = max(len(floating) - 1, 0), []
+    named = [(name.split("."), p) for name, p in model.named_parameters()]
+    parameters = [p for parts, p in named if not _FUSED & set(parts) and p.numel()]
+    last = max(len(parameters) - 1, 0)
     places = sorted({round(k * last / (SAMPLED - 1)) for k in range(SAMPLED)})
+    weights = tuple(_weight(parameters[place]) for place in places) if parameters else ()
+    return sum(p.numel() for p in parameters), weights
+
+
+def _weight(parameter: torch.Tensor) -> float | None:
+    """One of a parameter's, None where it cannot be compared."""
+    # Quantised ones are packed or rounded, each in a way of its own.
+    if not parameter.is_floating_point() or parameter.itemsize == 1:
+        return None
     try:
-        for place in places if floating else ():
-            flat = floating[place].detach().reshape(-1)
-            weights.append(float(flat[5 * len(flat) // 7]))
+        flat = parameter.detach().reshape(-1)
+        return float(flat[5 * len(flat) // 7])
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        weights = []  # without values here: offloaded, sharded, not made yet
-    return sum(p.numel() for p in parameters), tuple(weights)
+        return None  # without values here: offloaded, sharded, not made yet
 
 
-def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return len(one) == len(other) and all(
-        abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) + TINY
-        for a, b in zip(one, other, strict=True)
-    )
+def _alike(one: tuple[float | None, ...], other: tuple[float | None, ...]) -> bool:
+    """Whether weights are the same as far as both are known."""
+    known = [pair for pair in zip(one, other, strict=False) if None not in pair]
+    return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) + TINY for a, b in known)

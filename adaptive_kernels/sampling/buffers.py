@@ -63,7 +63,14 @@ def allocate(start: Start) -> Buffers:
 def copy_of(values: Any) -> Any:
     """Inputs or buffers of the same values, in memory of their own."""
     tensors = vars(values).items()
-    return type(values)(**{name: None if v is None else v.clone() for name, v in tensors})
+    copies = {name: None if v is None else v.detach().clone() for name, v in tensors}
+    return type(values)(**copies)
+
+
+def without_graph(buffers: Buffers) -> Buffers:
+    """The same buffers, cut from the autograd graph that some of them may carry."""
+    held = {n: v.detach() for n, v in vars(buffers).items() if v is not None and v.requires_grad}
+    return dataclasses.replace(buffers, **held) if held else buffers
 
 
 def expect_fit(

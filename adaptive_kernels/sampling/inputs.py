@@ -160,7 +160,7 @@ def threshold_of(value, batch: int) -> Tensor:
     # Written so that NaN is refused.
     if not bool((value >= 0).all()):
         raise ValueError(f"threshold must be at least 0, got {value}")
-    return value.float()
+    return value.detach().float()
 
 
 def seeds_of(seed, batch: int) -> Tensor:
@@ -196,7 +196,9 @@ def check_generator(generator: Any, batch: int, others: dict[str, Any]) -> None:
             f"generator must be one, or one for each of {batch} samples, got {len(generator)}"
         )
     for name, value in others.items():
-        if value is not None and not (isinstance(value, int) and value == 0):
+        # 0 is the seed that nobody gave.
+        unsaid = isinstance(value, numbers.Integral) and value == 0
+        if value is not None and not unsaid:
             raise ValueError(
                 f"{name} must not be given beside generator: both are the solver's noise"
             )

@@ -1,7 +1,7 @@
 """Why next to nothing was skipped, and what to use: told where somebody wanted calls skipped."""
 
-import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,22 +32,33 @@ def wants_skips(config: AdaptiveConfig, threshold: Any = None) -> bool:
     return bool((used > 0).any()) if isinstance(used, Tensor) else used in (None, AUTO) or used > 0
 
 
-def why_so_few(
-    config: AdaptiveConfig, table: SolverTable, calls: float, score: float | None
-) -> str | None:
-    """Why a sampling skipped next to nothing, and what to use; None where it skipped more.
+@dataclass
+class Calls:
+    """What samples came to that were to skip: sums over them, and the scores of some."""
 
-    Args:
-        calls: network calls, mean over samples. score: the smallest of the run, in units of the
-            threshold; None: no decision was taken.
-    """
-    rows = table.num_steps
-    if calls < (1 - FEW) * rows:
+    rows: int = 0  # network calls of full runs
+    made: int = 0
+    score: Tensor | None = None  # of any shape, NaN where nothing was asked
+
+    @classmethod
+    def of(cls, refreshed: Tensor, nfe: Tensor, score: Tensor, nonfinite: Tensor) -> "Calls":
+        """Of B samples: [T, B], [B], [T, B] and [B]; those that hold NaN could skip nothing."""
+        whole = ~nonfinite
+        return cls(int(whole.sum()) * len(refreshed), int(nfe[whole].sum()), score[:, whole])
+
+    def median(self) -> float | None:
+        """Of the scores; None where none was asked."""
+        asked = None if self.score is None else self.score[self.score.isfinite()]
+        return None if asked is None or not len(asked) else float(asked.median())
+
+
+def why_so_few(config: AdaptiveConfig, table: SolverTable, calls: Calls) -> str | None:
+    """Why samples skipped next to nothing, and what to use; None where they skipped more."""
+    if not calls.rows or calls.made < (1 - FEW) * calls.rows:
         return None
-    least = config.resolved(table).warmup * table.stages
-    skipped = f"{rows - calls:.3g} of {rows} network calls were skipped" if calls < rows else None
-    said = skipped or f"no network call of {rows} was skipped"
-    steps = rows // table.stages
+    said = f"{calls.rows - calls.made} of {calls.rows} network calls were skipped"
+    if calls.made == calls.rows:
+        said = f"none of {calls.rows} network calls was skipped"
     if table.adds_noise:
         return (
             f"{said}: {table.name} adds noise at its steps, which no prediction foresees. Most "
@@ -55,37 +66,38 @@ def why_so_few(
             "kind); else a plain run with fewer steps may be the better saving. Networks distilled "
             "to few steps have nothing to skip"
         )
-    if rows <= least:
+    least = config.resolved(table).warmup * table.stages
+    if table.num_steps <= least:
         return f"{said}: the first {least} always call the network; more steps skip more"
+    # Image to image runs some of the steps, which stand as near to each other as all of them.
+    steps = (table.begin + table.num_steps) // table.stages
     if steps <= FEW_STEPS:
         return (
             f"{said}: {steps} steps stand too far from each other. Networks distilled to few steps "
             "have nothing to skip; others come closer with many steps and few calls, "
             "AdaptiveConfig.recommended(calls=11) and its 100 steps"
         )
-    why = "no decision could be taken"
-    if score is not None and math.isfinite(score):
-        why = f"the smallest score was {score:.3g} times the threshold"
+    median = calls.median()
+    if median is None:
+        return f"{said}: no decision could be taken in so few steps ({table.num_steps})"
+    if median < 1:
+        return (
+            f"{said}, though most steps were within the threshold: max_skip is {config.max_skip}, "
+            f"and the first {least} of {table.num_steps} always call the network"
+        )
     return (
-        f"{said}: {why}. A larger threshold skips more; adaptive_kernels.calibrate(calls=) finds "
-        "the one that meets a number of calls"
+        f"{said}: the steps' scores were {median:.3g} times the threshold, in the median. A larger "
+        "threshold skips more; adaptive_kernels.calibrate(calls=) finds the one that meets a "
+        "number of calls"
     )
 
 
-def smallest(score: Tensor) -> float | None:
-    """The smallest number of a score, [T, B]; None where no decision was taken."""
-    taken = score[score.isfinite()]
-    return float(taken.min()) if len(taken) else None
-
-
-def warn_of_few_skips(
-    config: AdaptiveConfig, table: SolverTable, calls: float, score: float | None, level: int
-) -> bool:
-    """Warns of a sampling that skipped next to nothing; returns whether it did.
+def warn_of_few_skips(config: AdaptiveConfig, table: SolverTable, calls: Calls, level: int) -> bool:
+    """Warns of samples that skipped next to nothing; returns whether it did.
 
     level: of the caller to be shown, as `warnings.warn` counts them from here.
     """
-    why = why_so_few(config, table, calls, score)
+    why = why_so_few(config, table, calls)
     if why is not None:
         warnings.warn(why, FewSkipsWarning, stacklevel=level + 1)
     return why is not None

@@ -74,7 +74,8 @@ class Start:
                 f"another, with {tables.rule}"
             )
         device, batch = latents.device, latents.shape[0]
-        x = latents.reshape(batch, latents.shape[1:].numel()).float()
+        # A sampling is no part of anybody's graph.
+        x = latents.detach().reshape(batch, latents.shape[1:].numel()).float()
         threshold = config.resolved(table).threshold
         most = 0.0
         if "defect" in config.kind.sums:
@@ -83,13 +84,15 @@ class Start:
             if config.granularity == "batch" and guidance_scale is not None and batch:
                 # Samples that decide together measure one defect.
                 most = most.square().mean().sqrt()
+        if noise is not None:
+            noise = noise.detach().reshape(table.num_steps, *x.shape).contiguous()
         none = torch.zeros(batch, dtype=torch.float32, device=device)
         inputs = Inputs(
-            none if guidance_scale is None else guidance_scale,
+            none if guidance_scale is None else guidance_scale.detach(),
             none + threshold,
             none + most,
             torch.arange(batch, dtype=torch.int64, device=device) if seed is None else seed,
-            None if noise is None else noise.reshape(table.num_steps, *x.shape).contiguous(),
+            noise,
         )
         return cls(tables.to(device), x, inputs, guidance_scale is not None, dtype)
 

@@ -14,7 +14,7 @@ from ..rules.config import AdaptiveConfig
 from ..rules.criteria import Rule
 from ..rules.tables import FillTables
 from ..solvers.table import SolverTable
-from .buffers import Buffers, allocate, copy_of, expect_fit, inputs_like
+from .buffers import Buffers, allocate, copy_of, expect_fit, inputs_like, without_graph
 from .start import Inputs, Start
 
 
@@ -36,6 +36,8 @@ class State:
         self._gather()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "buffers":
+            value = without_graph(value)
         super().__setattr__(name, value)
         if name in ("tables", "inputs", "buffers"):
             self._gather()
@@ -229,10 +231,13 @@ class State:
 def _tensor(part: str, name: str) -> property:
     def get(self: State) -> Tensor | None:
         value = getattr(getattr(self, part), name)
+        if part != "buffers" or value is None:
+            return value
         # What a compiled function writes there shall leave no graph, and it cannot detach a tensor
-        # that it was given, as `State.arguments` does elsewhere.
-        aside = part == "buffers" and value is not None and torch.compiler.is_compiling()
-        return value.detach() if aside else value
+        # that it was given.
+        if torch.compiler.is_compiling():
+            return value.detach()
+        return value.detach_() if value.requires_grad else value
 
     def put(self: State, value: Tensor | None) -> None:
         value = None if value is None else value.detach()

@@ -76,9 +76,22 @@ def test_another_network_is_told_once(other, said):
     assert len(found) == 1 and found[0].filename == __file__
     with pytest.warns(RuntimeWarning, match=f"config was found on {said}.*calibrate"):
         sampler(own)(model, noise())
-    # Back to its own, and to the other one again.
-    assert not told(lambda: one(network(), noise()))
-    assert len(told(lambda: one(model, noise()))) == 1
+    # Back to its own, and to the other one again, which is known by now.
+    assert not told(lambda: [one(network(), noise()), one(model, noise())])
+
+
+def test_what_only_looks_like_another_network_is_not_told():
+    """8-bit storage rounds the weights, and fused projections are copies of others."""
+    unet = image.sd().unet
+    origin = Origin.of(problems.ddim(STEPS), unet)
+    fused = copy.deepcopy(unet)
+    fused.fuse_qkv_projections()
+    assert sum(p.numel() for p in fused.parameters()) > sum(p.numel() for p in unet.parameters())
+    cast = copy.deepcopy(unet)
+    cast.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    for other in (fused, cast, fused.half()):
+        assert origin.other_network([other]) == []
+    assert origin.other_network([image.sdxl().unet])
 
 
 def test_its_own_network_and_functions_are_not_told():

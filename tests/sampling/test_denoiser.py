@@ -185,6 +185,89 @@ def test_a_compiled_transformer_is_called_the_same_way():
         assert torch.equal(flow()(network, embeds(2, 4, 8, 8), given).latents, expected.latents)
 
 
+def test_whoever_defines_forward_says_how_it_is_called():
+    """A user's subclass of a known network that does its own arithmetic is left alone."""
+    seen = []
+
+    class Mine(diffusers.FluxTransformer2DModel):
+        def forward(self, x, t):
+            seen.append(t[0].item())
+            return torch.tanh(x)
+
+    class Z(diffusers.ZImageTransformer2DModel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def forward(self, x, t):
+            return -torch.tanh(x)
+
+    tiny = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8}
+    mine = Mine(num_attention_heads=1, in_channels=4, axes_dims_rope=[2, 2, 4], **tiny)
+    flow()(mine, embeds(2, 4, 8))
+    assert seen[0] == 1000.0
+    flow()(Z(), embeds(2, 4, 8))
+
+
+class OptionalTimestep(torch.nn.Module):
+    def forward(self, hidden_states, t, timestep=None):
+        assert timestep is None and t.shape == (2,)
+        return torch.tanh(hidden_states)
+
+
+class OptionalTimesteps(torch.nn.Module):
+    def forward(self, hidden_states, sigma, scale=1.0, timesteps=None):
+        assert timesteps is None and sigma.shape == (2,)
+        return torch.tanh(hidden_states)
+
+
+@pytest.mark.parametrize("kind", [OptionalTimestep, OptionalTimesteps])
+def test_a_networks_own_order_stands_where_a_timestep_may_be_left_out(kind):
+    assert flow()(kind(), embeds(2, 4, 8)).latents.isfinite().all()
+
+
+class Words(torch.nn.Module):
+    def forward(self, hidden_states, encoder_hidden_states, timestep):
+        shift = encoder_hidden_states.view(len(hidden_states) * 3, -1).sum() * 0
+        both = torch.cat([torch.tanh(hidden_states + shift), hidden_states], dim=1)
+        return both if self.training else both[:, :4]
+
+
+def test_wrappers_are_seen_through():
+    """Parallel ones, whose own forward() takes anything."""
+    words = {"encoder_hidden_states": embeds(1, 3, 2)}
+    inner = Words().eval()
+    wrapped = torch.nn.DataParallel(inner)
+    results = [
+        flow()(model, embeds(2, 4, 8), words).latents
+        for model in (inner, wrapped, ak.denoiser(wrapped))
+    ]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_a_variance_is_left_out_where_it_is_one():
+    """Of diffusers' networks by their configuration; of a user's own where it was asked for."""
+    torch.manual_seed(0)
+    dit = diffusers.DiTTransformer2DModel(
+        **{"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "num_layers": 1},
+        **{"out_channels": 8, "sample_size": 8, "num_embeds_ada_norm": 1000},
+    ).eval()
+    labels = {"class_labels": torch.tensor([1, 2])}
+    result = flow()(dit, embeds(2, 4, 8, 8), labels)
+    assert result.latents.shape == (2, 4, 8, 8)
+    words, twice = {"encoder_hidden_states": embeds(1, 3, 2)}, Words().train()
+    with pytest.raises(ValueError, match=r"output\[:, :4\], as denoiser\(model\) does"):
+        flow()(twice, embeds(2, 4, 8), words)
+    expected = flow()(Words().eval(), embeds(2, 4, 8), words)
+    assert torch.equal(flow()(ak.denoiser(twice), embeds(2, 4, 8), words).latents, expected.latents)
+
+
+def test_what_is_shared_keeps_its_dtype():
+    table = torch.tensor([4097.3])
+    wrapped = ak.denoiser(sd3()[0], joint_attention_kwargs={"table": table}).bfloat16()
+    assert wrapped.dtype == torch.bfloat16
+    assert torch.equal(wrapped.shared()["joint_attention_kwargs"]["table"], table)
+
+
 def test_nothing_of_the_network_is_changed():
     model, given = sd3()
     model.train()
@@ -223,6 +306,16 @@ def test_what_is_shared_goes_along_with_the_module():
             lambda m: ak.denoiser(m, img_ids=torch.zeros(4, 3)),
             TypeError,
             "SD3Transformer2DModel takes no argument 'img_ids'",
+        ),
+        (
+            lambda m: ak.denoiser(m, timestep=torch.zeros(1)),
+            TypeError,
+            "timestep is what a sampler gives SD3Transformer2DModel at each call, not shared",
+        ),
+        (
+            lambda m: ak.denoiser(m, hidden_states=torch.zeros(1)),
+            TypeError,
+            "hidden_states is what a sampler gives",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
-from adaptive_kernels.sampling.skipping import FewSkipsWarning
+from adaptive_kernels.sampling.skipping import Calls, FewSkipsWarning, why_so_few
 from tests.support import problems
 
 
@@ -46,7 +46,7 @@ CASES = {
     ),
     "threshold": (
         lambda: sampler(config=TINY),
-        r"smallest score was .* times the threshold\. A larger threshold .*calibrate\(calls=\)",
+        r"scores were .* times the threshold, in the median\. A larger .*calibrate\(calls=\)",
     ),
 }
 
@@ -58,7 +58,7 @@ def test_it_is_told_once_with_the_reason(case):
     found = told(one, calls=3)
     assert len(found) == 1
     assert found[0].filename == __file__, "the line to look at is the user's"
-    with pytest.warns(RuntimeWarning, match=rf"no network call of \d+ was skipped: .*{reason}"):
+    with pytest.warns(RuntimeWarning, match=rf"none of \d+ network calls was skipped: .*{reason}"):
         make()(network, noise())
 
 
@@ -67,9 +67,12 @@ def test_next_to_nothing_is_told_too():
     calls = one(network, noise()).nfe.float().mean().item()
     config = ak.AdaptiveConfig(criterion="every(2)")
     assert calls < 0.9 * 40 and not told(one) and not told(sampler(config=config))
-    why = ak.sampling.skipping.why_so_few
-    assert why(one.config, one.table, 36.1, 2.0).startswith("3.9 of 40 network calls were skipped")
-    assert why(one.config, one.table, 35.9, 2.0) is None
+    said = why_so_few(one.config, one.table, Calls(400, 361, torch.tensor([0.1, 2.0, 3.0])))
+    assert said.startswith("39 of 400 network calls were skipped: ") and "were 2 times" in said
+    assert why_so_few(one.config, one.table, Calls(400, 359)) is None
+    # A score that was within the threshold is no reason.
+    said = why_so_few(one.config, one.table, Calls(400, 361, torch.tensor([0.2, 0.5, 7.0])))
+    assert "though most steps were within the threshold: max_skip is 4" in said
 
 
 @pytest.mark.parametrize(
@@ -101,4 +104,52 @@ def test_an_engine_tells_it_once_too():
                 len(list(engine.run([ak.Request(seed=k) for k in range(3)], progress=False))) == 3
             )
     said = [str(w.message) for w in caught if w.category is FewSkipsWarning]
-    assert len(said) == 1 and "no network call of 12 was skipped" in said[0]
+    assert len(said) == 1 and "none of 36 network calls was skipped" in said[0]
+
+
+def requested(engine, *requests):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = list(engine.run(requests, progress=False))
+    said = [str(w.message) for w in caught if w.category is FewSkipsWarning]
+    return results, said
+
+
+def test_of_an_engines_requests_those_count_that_want_skips():
+    def engine(config):
+        solver = diffusers.DDIMScheduler(clip_sample=False)
+        return ak.Engine(network, solver, 20, shape=(2, 4, 4), config=config)
+
+    results, said = requested(
+        engine(ak.AdaptiveConfig(0.1)), ak.Request(threshold=0.0), ak.Request(threshold=0.0)
+    )
+    assert [sample.nfe for sample in results] == [20, 20] and not said
+    # A part of the steps is all that image to image runs.
+    image = {"latents": noise(1)[0], "strength": 0.6}
+    results, said = requested(engine(TINY), ak.Request(seed=0, **image))
+    assert results[0].nfe == 12 and "none of 12 network calls was skipped" in said[0]
+
+
+def test_image_to_image_is_not_taken_for_few_steps():
+    """Of 50 steps the last eight stand as near to each other as all of them."""
+    solver = diffusers.DDIMScheduler(clip_sample=False)
+    one = ak.AdaptiveSampler(solver, 50, TINY, strength=0.16, progress=False)
+    (said,) = told(one, latents=noise())
+    assert "stand too far" not in str(said.message) and "larger threshold" in str(said.message)
+
+
+def test_of_nan_its_own_warning_is_enough():
+    def broken(info):
+        return info.latents() * torch.nan
+
+    with pytest.warns(RuntimeWarning, match="hold NaN or Inf"):
+        assert not told_all(sampler(steps=12, config=ak.AdaptiveConfig(0.1)), broken)
+
+
+def told_all(one, callback):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        one(network, noise(), callback=callback)
+    for w in caught:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return [w for w in caught if w.category is FewSkipsWarning]

@@ -1,6 +1,7 @@
 """generator=: the noise of a stochastic solver, as diffusers' own loop draws it."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +112,15 @@ def test_the_noise_is_drawn_in_the_networks_dtype():
 def test_bad_generators_are_named(options, error, message):
     with pytest.raises(error, match=message):
         sampler(SOLVERS["EulerAncestral"][0](), {})(network, noise(), **options)
+
+
+def test_a_seed_of_zero_is_none_whatever_its_type():
+    one, given = sampler(SOLVERS["EulerAncestral"][0](), {}), torch.Generator
+    results = [
+        one(network, noise(), generator=given().manual_seed(3), seed=seed).latents
+        for seed in (0, np.int64(0))
+    ]
+    assert torch.equal(*results)
 
 
 def test_a_table_whose_draws_nobody_knows_is_refused():

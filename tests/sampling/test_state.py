@@ -1,5 +1,6 @@
 """A state takes starts in, whole or sample by sample, and refuses what does not fit by name."""
 
+import copy
 import dataclasses
 import pickle
 import weakref
@@ -49,6 +50,39 @@ def test_a_state_that_takes_another_start_in_samples_as_a_new_one():
     used.reset(starts[1])
     assert held == [value.data_ptr() for value in problems.tensors(used).values()]
     problems.assert_same(finish(used), finish(State.of(starts[1])))
+
+
+def test_nothing_that_a_state_is_given_is_part_of_a_graph():
+    """What a user trains on is read, and a state of it is copied and pickled as any other."""
+    w = torch.ones((), requires_grad=True)
+    given = {"step_noise": torch.zeros(STEPS, 3, 2, 4, 4) * w}
+    state = sampler(guidance_scale=2 * w).begin(Network(), noise() * w, **given)
+    assert not any(t.requires_grad for t in problems.tensors(state).values())
+    copy.deepcopy(state), pickle.dumps(state)
+    made = torch.nn.Conv2d(2, 2, 3, padding=1)(noise()).flatten(1)
+    state.buffers = dataclasses.replace(state.buffers, model_output=made.repeat(2, 1))
+    assert not state.model_output.requires_grad and made.requires_grad
+    state.advance()
+    state.buffers.model_output.copy_(made.repeat(2, 1))
+    assert not state.clone().buffers.model_output.requires_grad
+
+
+def test_a_compiled_advance_after_plain_writes_keeps_no_chain():
+    torch.compiler.reset()
+    model = torch.nn.Conv2d(2, 2, 3, padding=1)
+    state = sampler().begin(model, noise())
+    advance = torch.compile(lambda: state.advance(), backend="aot_eager", fullgraph=True)
+    alive = []
+    for _ in range(3):
+        output = model(state.model_input.view(-1, 2, 4, 4)).flatten(1)
+        graph = Graph()
+        output.grad_fn.metadata["graph"] = graph
+        alive.append(weakref.ref(graph))
+        state.model_output.copy_(output)
+        advance()
+        del output, graph
+    assert [ref() is None for ref in alive[:2]] == [True, True]
+    assert not state.model_output.requires_grad and alive[-1]() is None
 
 
 class Graph:

@@ -188,4 +188,6 @@ def _surplus(output: Tensor, model_input: Tensor) -> str:
     if len(shape) < 2 or len(shape) != len(own) or shape[1] <= own[1]:
         return ""
     alike = [shape[0], *shape[2:]] == [own[0], *own[2:]]
-    return f": give the latents' channels alone, output[:, :{own[1]}]" if alike else ""
+    if not alike:
+        return ""
+    return f": give the latents' channels alone, output[:, :{own[1]}], as denoiser(model) does"

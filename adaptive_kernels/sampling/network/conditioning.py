@@ -53,7 +53,8 @@ def tree_of(name: str, value: Any, batch: int, device: torch.device) -> Tree:
         if not isinstance(leaf, Tensor):
             continue
         if leaf.dim() > 0 and len(leaf) == 1 != batch:
-            taken.leaves[path] = leaf = leaf.expand(batch, *leaf.shape[1:])
+            # A network may want to see it from another side, or write into it.
+            taken.leaves[path] = leaf = leaf.expand(batch, *leaf.shape[1:]).contiguous()
         if leaf.dim() == 0 or leaf.shape[0] != batch:
             raise ValueError(
                 f"{name}{path} must have one row per sample, first dimension {batch}, "

@@ -50,13 +50,12 @@ class Denoiser(torch.nn.Module):
     Made by `denoiser`. Its parameters and its dtype are the network's.
     """
 
-    def __init__(self, model: torch.nn.Module, timestep_scale: float, shared: dict[str, Any]):
+    def __init__(
+        self, model: torch.nn.Module, timestep_scale: float, variance: bool, shared: dict[str, Any]
+    ):
         super().__init__()
-        self.model, self.timestep_scale = model, timestep_scale
-        names = _names(model)
-        self._time = next((name for name in _TIMESTEPS if name in names), None)
-        self._input = next((name for name in names if name != self._time), None)
-        self.in_order = self._time is None or names[1:2] == [self._time]
+        self.model, self.timestep_scale, self.variance = model, timestep_scale, variance
+        self._input, self._time = _places(_parameters(model))
         leaves, self._structure = pytree.tree_flatten(shared)
         self._plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         # Buffers, so that they go where the module goes and a capture sees where they are.
@@ -88,14 +87,21 @@ class Denoiser(torch.nn.Module):
         keywords = {**self.shared(), **conditioning} if self._plain else conditioning
         if self.timestep_scale != 1:
             timestep = timestep * self.timestep_scale
-        if self.in_order:
+        if self._time is None:
             output = self.model(model_input, timestep, **keywords)
         else:
             output = self.model(**{self._input: model_input, self._time: timestep}, **keywords)
         output, shape = tensor_of(output), model_input.shape
-        if output.shape[1:2] == (2 * shape[1],) and output.shape[2:] == shape[2:]:
-            return output[:, : shape[1]]
-        return output
+        both = output.shape[1:2] == (2 * shape[1],) and output.shape[2:] == shape[2:]
+        return output[:, : shape[1]] if both and self.variance else output
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Denoiser":
+        """Moves and converts; of what is shared the dtype stays, as float32 position tables'."""
+        held = {name: value for name, value in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, value in held.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
 
 def denoiser(
@@ -133,11 +139,16 @@ def denoiser(
         raise TypeError(f"timestep_scale must be a number, got {timestep_scale!r}")
     elif not 0 < timestep_scale < float("inf"):
         raise ValueError(f"timestep_scale must be positive and finite, got {timestep_scale}")
-    names = _names(model)
+    found = _parameters(model)
+    own = {name for name in (*_places(found), *(p.name for p in found[:1])) if name}
+    anything = not found or any(p.kind is p.VAR_KEYWORD for p in found)
     for name in shared:
-        if names and name not in names and "**" not in names:
-            raise TypeError(f"{_kind(model).__name__} takes no argument {name!r}")
-    return Denoiser(model, float(timestep_scale), shared)
+        kind = type(_inner(model)).__name__
+        if name in own:
+            raise TypeError(f"{name} is what a sampler gives {kind} at each call, not shared")
+        if not anything and name not in [p.name for p in found]:
+            raise TypeError(f"{kind} takes no argument {name!r}")
+    return Denoiser(model, float(timestep_scale), True, shared)
 
 
 def adapted(model: Callable) -> Callable:
@@ -153,11 +164,10 @@ def adapted(model: Callable) -> Callable:
         )
     if isinstance(model, Denoiser) or not isinstance(model, torch.nn.Module):
         return model
-    scale, names = _scale(model), _names(model)
-    if names[:1] == [_INPUT] or scale != 1:
-        found = Denoiser(model, scale, {})
-        return model if found.in_order and scale == 1 else found
-    return model
+    scale, variance = _scale(model), _predicts_variance(model)
+    if scale == 1 and not variance and not _by_name(model):
+        return model
+    return Denoiser(model, scale, variance, {})
 
 
 def tensor_of(output: Any) -> Tensor:
@@ -177,29 +187,76 @@ def tensor_of(output: Any) -> Tensor:
     return output
 
 
-def _kind(model: Any) -> type:
-    """The class of a network, under what torch.compile puts around it."""
-    return type(getattr(model, "_orig_mod", model))
+def _inner(model: Any) -> Any:
+    """A network under what torch.compile, parallel wrappers and PEFT put around it."""
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, parallel):
+            model = model.module
+        elif callable(getattr(model, "get_base_model", None)):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def _author(model: Any) -> type:
+    """The class that says how a network is called: the one that defines its forward()."""
+    kinds = type(_inner(model)).__mro__
+    return next(kind for kind in kinds if "forward" in vars(kind))
+
+
+def _is_diffusers(model: Any) -> bool:
+    return _author(model).__module__.split(".")[0] == "diffusers"
 
 
 def _scale(model: Any) -> float:
-    names = [kind.__name__ for kind in _kind(model).__mro__]
-    for name in names:
-        if name in OTHERWISE:
-            raise ValueError(
-                f"model must be called as the scheduler has it, and the pipeline of {name} takes "
-                f"{OTHERWISE[name]}: pass a function that does so, and its dtype with dtype="
-            )
-    if "SanaTransformer2DModel" in names:
-        return float(model.config.timestep_scale)
-    return next((TIMESTEP_SCALES[name] for name in names if name in TIMESTEP_SCALES), 1.0)
+    name = _author(model).__name__
+    if name in OTHERWISE:
+        raise ValueError(
+            f"model must be called as the scheduler has it, and the pipeline of {name} takes "
+            f"{OTHERWISE[name]}: pass a function that does so, and its dtype with dtype="
+        )
+    if name == "SanaTransformer2DModel":
+        return float(_inner(model).config.timestep_scale)
+    return TIMESTEP_SCALES.get(name, 1.0)
 
 
-def _names(model: Any) -> list[str]:
-    """The names of a network's arguments in their order, "**" among them if it takes any."""
+def _predicts_variance(model: Any) -> bool:
+    """Whether a network of diffusers gives twice the channels that it takes."""
+    config = getattr(_inner(model), "config", None)
+    taken, given = (getattr(config, name, None) for name in ("in_channels", "out_channels"))
+    whole = isinstance(taken, int) and isinstance(given, int)
+    return whole and given == 2 * taken and _is_diffusers(model)
+
+
+def _by_name(model: Any) -> bool:
+    """Whether the order of a network's arguments asks for a call by their names.
+
+    Of a user's own network only where that is what its signature must mean: one with a timestep
+    that may be left out, behind one that may not, is called in order.
+    """
+    found = _parameters(model)
+    name = _places(found)[1]
+    if name is None or found[0].name != _INPUT:
+        return False
+    time = next(p for p in found if p.name == name)
+    optional = time.default is not time.empty and found[1].default is found[1].empty
+    return not optional or _is_diffusers(model)
+
+
+def _places(parameters: list[inspect.Parameter]) -> tuple[str | None, str | None]:
+    """Names of a network's input and timestep, where it is not called with them in order."""
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    time = next((name for name in _TIMESTEPS if name in names), None)
+    if time is None or names[1:2] == [time]:
+        return None, None
+    return next((name for name in names if name != time), None), time
+
+
+def _parameters(model: Any) -> list[inspect.Parameter]:
     try:
-        found = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values()
+        return list(inspect.signature(_inner(model).forward).parameters.values())
     except (TypeError, ValueError):  # compiled code says nothing
         return []
-    named = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return named + ["**"] * any(p.kind is p.VAR_KEYWORD for p in found)
