@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import adaptive_kernels as ak
-from adaptive_kernels.sampling.network.denoiser import OTHERWISE, TIMESTEP_SCALES
+from adaptive_kernels.sampling.network.signature import OTHERWISE, TIMESTEP_SCALES
 from tests.support.pipelines import image
 from tests.support.pipelines.cases import CASES
 from tests.support.pipelines.parts import quiet, scheduler

@@ -1,11 +1,9 @@
 """Networks that are called otherwise than ``model(model_input, timestep, **conditioning)``.
 
 diffusers' transformers order their arguments in ways of their own, some take the timestep in other
-units than the scheduler's, and some predict a variance beside. What their own pipelines do about it
-is written down here (diffusers 0.42.1).
+units than the scheduler's, and some predict a variance beside.
 """
 
-import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -15,33 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .dtypes import network_dtype
-
-# What pipelines multiply the scheduler's timesteps by; 1 for all others.
-TIMESTEP_SCALES = {
-    "AuraFlowTransformer2DModel": 1e-3,
-    "ChromaTransformer2DModel": 1e-3,
-    "Flux2Transformer2DModel": 1e-3,
-    "FluxTransformer2DModel": 1e-3,
-    "Krea2Transformer2DModel": 1e-3,
-    "LongCatImageTransformer2DModel": 1e-3,
-    "OvisImageTransformer2DModel": 1e-3,
-    "PRXTransformer2DModel": 1e-3,
-    "QwenImage21Transformer2DModel": 1e-3,
-    "QwenImageTransformer2DModel": 1e-3,
-}
-# More than a factor: a function of the user's own must do it.
-OTHERWISE = {
-    "GlmImageTransformer2DModel": "timestep - 1",
-    "HiDreamImageTransformer2DModel": "the negative of the output",
-    "Ideogram4Transformer2DModel": "1 - timestep / 1000",
-    "Lumina2Transformer2DModel": "1 - timestep / 1000 and the negative of the output",
-    "LuminaNextDiT2DModel": "1 - timestep / 1000 and the negative of the output",
-    "NucleusMoEImageTransformer2DModel": "timestep / 1000 and the negative of the output",
-    "ZImageTransformer2DModel": "(1000 - timestep) / 1000 and the negative of the output",
-}
-_TIMESTEPS = ("timestep", "timesteps")
-# The first argument of diffusers' transformers; a U-Net's is called sample.
-_INPUT = "hidden_states"
+from .signature import by_name, inner, parameters, places, predicts_variance, scale_of
 
 
 class Denoiser(torch.nn.Module):
@@ -55,7 +27,7 @@ class Denoiser(torch.nn.Module):
     ):
         super().__init__()
         self.model, self.timestep_scale, self.variance = model, timestep_scale, variance
-        self._input, self._time = _places(_parameters(model))
+        self._input, self._time = places(parameters(model))
         leaves, self._structure = pytree.tree_flatten(shared)
         self._plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         # Buffers, so that they go where the module goes and a capture sees where they are.
@@ -134,16 +106,16 @@ def denoiser(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if timestep_scale is None:
-        timestep_scale = _scale(model)
+        timestep_scale = scale_of(model)
     elif isinstance(timestep_scale, bool) or not isinstance(timestep_scale, numbers.Real):
         raise TypeError(f"timestep_scale must be a number, got {timestep_scale!r}")
     elif not 0 < timestep_scale < float("inf"):
         raise ValueError(f"timestep_scale must be positive and finite, got {timestep_scale}")
-    found = _parameters(model)
-    own = {name for name in (*_places(found), *(p.name for p in found[:1])) if name}
+    found = parameters(model)
+    own = {name for name in (*places(found), *(p.name for p in found[:1])) if name}
     anything = not found or any(p.kind is p.VAR_KEYWORD for p in found)
     for name in shared:
-        kind = type(_inner(model)).__name__
+        kind = type(inner(model)).__name__
         if name in own:
             raise TypeError(f"{name} is what a sampler gives {kind} at each call, not shared")
         if not anything and name not in [p.name for p in found]:
@@ -164,8 +136,8 @@ def adapted(model: Callable) -> Callable:
         )
     if isinstance(model, Denoiser) or not isinstance(model, torch.nn.Module):
         return model
-    scale, variance = _scale(model), _predicts_variance(model)
-    if scale == 1 and not variance and not _by_name(model):
+    scale, variance = scale_of(model), predicts_variance(model)
+    if scale == 1 and not variance and not by_name(model):
         return model
     return Denoiser(model, scale, variance, {})
 
@@ -185,78 +157,3 @@ def tensor_of(output: Any) -> Tensor:
             f".sample, got {type(output).__name__}"
         )
     return output
-
-
-def _inner(model: Any) -> Any:
-    """A network under what torch.compile, parallel wrappers and PEFT put around it."""
-    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, parallel):
-            model = model.module
-        elif callable(getattr(model, "get_base_model", None)):
-            model = model.get_base_model()
-        else:
-            return model
-
-
-def _author(model: Any) -> type:
-    """The class that says how a network is called: the one that defines its forward()."""
-    kinds = type(_inner(model)).__mro__
-    return next(kind for kind in kinds if "forward" in vars(kind))
-
-
-def _is_diffusers(model: Any) -> bool:
-    return _author(model).__module__.split(".")[0] == "diffusers"
-
-
-def _scale(model: Any) -> float:
-    name = _author(model).__name__
-    if name in OTHERWISE:
-        raise ValueError(
-            f"model must be called as the scheduler has it, and the pipeline of {name} takes "
-            f"{OTHERWISE[name]}: pass a function that does so, and its dtype with dtype="
-        )
-    if name == "SanaTransformer2DModel":
-        return float(_inner(model).config.timestep_scale)
-    return TIMESTEP_SCALES.get(name, 1.0)
-
-
-def _predicts_variance(model: Any) -> bool:
-    """Whether a network of diffusers gives twice the channels that it takes."""
-    config = getattr(_inner(model), "config", None)
-    taken, given = (getattr(config, name, None) for name in ("in_channels", "out_channels"))
-    whole = isinstance(taken, int) and isinstance(given, int)
-    return whole and given == 2 * taken and _is_diffusers(model)
-
-
-def _by_name(model: Any) -> bool:
-    """Whether the order of a network's arguments asks for a call by their names.
-
-    Of a user's own network only where that is what its signature must mean: one with a timestep
-    that may be left out, behind one that may not, is called in order.
-    """
-    found = _parameters(model)
-    name = _places(found)[1]
-    if name is None or found[0].name != _INPUT:
-        return False
-    time = next(p for p in found if p.name == name)
-    optional = time.default is not time.empty and found[1].default is found[1].empty
-    return not optional or _is_diffusers(model)
-
-
-def _places(parameters: list[inspect.Parameter]) -> tuple[str | None, str | None]:
-    """Names of a network's input and timestep, where it is not called with them in order."""
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    time = next((name for name in _TIMESTEPS if name in names), None)
-    if time is None or names[1:2] == [time]:
-        return None, None
-    return next((name for name in names if name != time), None), time
-
-
-def _parameters(model: Any) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(_inner(model).forward).parameters.values())
-    except (TypeError, ValueError):  # compiled code says nothing
-        return []
