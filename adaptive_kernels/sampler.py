@@ -62,7 +62,7 @@ class AdaptiveSampler:
         executor: "auto", "graph", "groups" or "eager".
         guidance_calls: "batched" calls the model once on 2B rows; "separate" twice on B, for halves
             whose conditioning does not stack (embeddings of another length) or does not fit.
-        progress: whether calls show a tqdm bar that are not told themselves.
+        progress: whether calls show a tqdm bar; each may say otherwise.
         **table_arguments: passed to `SolverTable.from_scheduler`: strength (with strength_rounding)
             or begin_index, step_kwargs, and what the scheduler's set_timesteps() takes (mu, ...).
 
