@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Mapping
 
-# A method whose rounds differ by more was disturbed; on an idle machine they do by 5 to 20 %.
-SCATTER = 1.3
+# A method whose two best rounds differ by more was disturbed in all or all but one of them.
+SCATTER = 1.2
 HEADINGS = ("method", "NFE mean", "min", "max", "wall s", "speed-up", "PSNR dB", "worst", "SSIM")
 
 
@@ -47,7 +47,7 @@ def table(report: Mapping) -> str:
 
 
 def scattered(report: Mapping) -> bool:
-    """Whether rounds of one method differ by more than an idle machine's do."""
+    """Whether the best rounds of some method differ by more than an idle machine's do."""
     return report.get("settings", {}).get("scatter", 1.0) > SCATTER
 
 
@@ -59,9 +59,9 @@ def of_times(report: Mapping) -> list[str]:
     settings, said = report["settings"], []
     if scattered(report):
         said.append(
-            f"~ times scatter: the slowest round of {settings['scatter_of']} took "
-            f"{settings['scatter']:.1f} times its best; the machine is busy, and speed-ups are not "
-            "to be relied on (--rounds 6 when it is idle)"
+            f"~ times scatter: the two best rounds of {settings['scatter_of']} are "
+            f"{settings['scatter'] - 1:.0%} apart; the machine is busy, and speed-ups are not to "
+            "be relied on (more --rounds find two that agree)"
         )
     elif settings["rounds"] == 1:
         said.append("one round: nothing tells how far times scatter (--rounds 2 and more do)")

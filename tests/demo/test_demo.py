@@ -98,19 +98,21 @@ def timed(scatter: float) -> dict:
 
 
 def test_a_table_whose_rounds_scatter_is_marked():
-    calm, busy = timed(1.2), timed(2.4)
+    calm, busy = timed(1.15), timed(2.4)
     assert "~" not in table(calm) and of_times(calm) == []
     assert re.findall(r"~\d\.\d\dx", table(busy)) and "| 1.00x" not in table(busy)
     (said,) = of_times(busy)
-    assert said.startswith("~ times scatter: the slowest round of defect took 2.4 times its best")
+    assert said.startswith("~ times scatter: the two best rounds of defect are 140% apart")
 
 
 def test_rounds_are_in_turns_and_their_scatter_is_that_of_the_worst_method():
     from adaptive_kernels.demo.method import Method, scatter
 
     methods = {name: Method.__new__(Method) for name in "ab"}
-    methods["a"].rounds_s, methods["b"].rounds_s = [1.0, 1.1, 1.05], [2.0, 3.0, 2.2]
-    assert scatter(methods) == (1.5, "b") and methods["b"].wall_s == 2.0
+    methods["a"].rounds_s, methods["b"].rounds_s = [9.0, 1.05, 1.0], [2.0, 3.0, 2.5]
+    assert scatter(methods) == (1.25, "b") and methods["b"].wall_s == 2.0
+    methods["b"].rounds_s = [2.0]
+    assert scatter(methods) == (1.05, "a")
 
 
 def test_demo_writes_its_files_and_json_on_stdout(first):
