@@ -82,7 +82,8 @@ class Method:
 def scatter(methods: dict[str, Method]) -> tuple[float, str]:
     """The largest ratio of a method's second best round to its best, and the method.
 
-    1 where there is one round. Two that agree are as fast as the method is: a disturbance makes a round longer, each another.
+    1 where there is one round. Two that agree are as fast as the method is: a disturbance makes a
+    round longer, and each one another.
     """
     ratios = {name: sorted(m.rounds_s)[:2][-1] / m.wall_s for name, m in methods.items()}
     name = max(ratios, key=ratios.get)
