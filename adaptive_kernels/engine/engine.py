@@ -202,8 +202,8 @@ class Engine:
                 **{"ordered": ordered, "on_error": on_error, "progress": progress, "gaps": gaps},
             )
             self._running = weakref.ref(running)
-        # It must have begun: an iterator that never did has nothing that closing it could end.
-        next(running)
+            # It must have begun: an iterator that never did has nothing that closing it could end.
+            next(running)
         return running
 
     def report(self) -> dict[str, Any]:

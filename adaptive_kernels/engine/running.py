@@ -16,6 +16,7 @@ from .slots.batch import Batch
 from .statistics import Record
 
 
+@torch.no_grad()
 def samples(
     batch: Batch,
     queue: Queue,
@@ -34,20 +35,6 @@ def samples(
     """
     record = Record(batch.slots)
     batch.clear(record)
-    return _run(batch, record, queue, stopped, ordered, on_error, progress, gaps)
-
-
-@torch.no_grad()
-def _run(
-    batch: Batch,
-    record: Record,
-    queue: Queue,
-    stopped: Callable[[], bool],
-    ordered: bool,
-    on_error: str,
-    progress: bool,
-    gaps: bool,
-) -> Iterator[Any]:
     bar, calls = None, Calls()
 
     def failed(entry: Entry, error: Exception) -> Sample:

@@ -58,6 +58,10 @@ class Adaptive(StandIn):
             self._tell(way, f"{record.pipeline}: nothing was skipped: {reason}")
             return
         notes = [note for sampling in record.samplings for note in sampling.notes]
+        few = record.few_skips() if whole else None
+        if few is not None:
+            way = (record.config, record.samplings[-1].scheduler, record.samplings[-1].rows)
+            self._tell(way, f"{record.pipeline}: {few}")
         for note in [*record.notes, *notes]:
             self._tell(note, f"{record.pipeline}: {note}")
 

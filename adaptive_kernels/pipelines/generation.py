@@ -149,6 +149,7 @@ class Generation:
             *(choice.config, choice.notes, choice.hints, choice.solver.buffers.rows),
             samples=samples,
             stages=choice.solver.buffers.decision.rule.stages,
+            table=choice.table,
             buffers=choice.solver.buffers,
         )
         self.record.samplings.append(self.sampling)

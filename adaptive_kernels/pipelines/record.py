@@ -1,6 +1,5 @@
 """What a generation did, and why it did not do more."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..rules.config import AdaptiveConfig
-from ..rules.laws import WARMUP
+from ..sampling.skipping import Calls, reason, wants_skips, why_so_few
+from ..solvers.table import SolverTable
 
 
 @dataclass(eq=False)
@@ -22,6 +22,7 @@ class Sampling:
     rows: int  # T, of the schedule
     samples: int  # B
     stages: int
+    table: SolverTable | None  # None: the scheduler steps itself
     buffers: Any  # solver.fused.Buffers, None once the sampling has ended
     fresh: list[bool] = field(default_factory=list)  # per row done: whether the networks ran
     reads: int = 0  # of the device, for decisions
@@ -39,6 +40,10 @@ class Sampling:
     def score(self) -> Tensor:
         """[rows done, B] float32 on the CPU: what decided each row; NaN where nothing was asked."""
         return self.buffers.state.score[: len(self.fresh)].cpu() if self.buffers else self._score
+
+    def calls(self) -> Calls:
+        """Of the rows done; samples share them."""
+        return Calls(len(self.fresh), sum(self.fresh), self.score())
 
     def asked(self) -> list[list[int]] | None:
         """By sample, the rows at which it asked for the networks; None: the rule asks nobody."""
@@ -66,6 +71,15 @@ class Record:
     seconds: float | None = None  # of the loop; None: it has not ended
     notes: list[str] = field(default_factory=list)  # what belongs to no sampling
 
+    def few_skips(self) -> str | None:
+        """Why next to nothing was skipped in the last sampling, where something was."""
+        if not self.skipped or not self.samplings:
+            return None
+        sampling = self.samplings[-1]
+        if sampling.table is None or not wants_skips(sampling.config):
+            return None
+        return why_so_few(sampling.config, sampling.table, sampling.calls())
+
     def nothing_skipped(self) -> str | None:
         """Why no network call was skipped; None where some were, or none was to be."""
         if self.skipped or self.config.criterion == "never" or self.seconds is None:
@@ -79,25 +93,14 @@ class Record:
             )
         sampling = self.samplings[-1]
         full = sampling.config.resolved()
-        least = full.warmup * sampling.stages
-        if len(sampling.fresh) <= least:
-            return (
-                f"{len(sampling.fresh)} steps were done, and the first {least} always call the "
-                "network"
-            )
         if not full.max_skip:
             return "max_skip is 0"
         if not full.threshold:
             return "threshold is 0, and no prediction is without error"
-        scores = [value for value in sampling.score().amax(1).tolist() if math.isfinite(value)]
-        if not scores and len(sampling.fresh) <= WARMUP and full.criterion == "defect":
-            return (
-                f"{len(sampling.fresh)} steps were done, too far from each other for a skip before "
-                "the third call"
-            )
-        if not scores:
-            return "no decision was possible: the latents hold NaN or Inf"
+        if sampling.table is not None:
+            return reason(sampling.config, sampling.table, sampling.calls())
         return (
-            f"no step was within the threshold of {full.threshold:g}: the smallest score was "
-            f"{min(scores):.3g} times it; more steps or a larger threshold skip more"
+            f"the threshold of {full.threshold:g} was met at no step, and the first "
+            f"{full.warmup * sampling.stages} always call the network; more steps or a larger "
+            "threshold skip more"
         )

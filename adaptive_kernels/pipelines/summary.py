@@ -81,6 +81,7 @@ def _last(record: Record) -> dict[str, Any]:
         "seconds": record.seconds,
         "seconds_saved": saved,
         "nothing_skipped": record.nothing_skipped(),
+        "few_skipped": record.few_skips(),
         "notes": list(record.notes),
         "samplings": [_sampling(sampling) for sampling in record.samplings],
     }
@@ -144,6 +145,8 @@ def _text(report: dict[str, Any]) -> str:
         lines.append(time)
     if last["nothing_skipped"]:
         lines.append(f"  nothing was skipped: {last['nothing_skipped']}")
+    if last["few_skipped"]:
+        lines.append(f"  {last['few_skipped']}")
     if report["config"] != last["config"]:
         lines.append(f"  next call  {_rule(report['config'])}")
     calls = report["calls"]

@@ -59,34 +59,39 @@ def why_so_few(config: AdaptiveConfig, table: SolverTable, calls: Calls) -> str 
     said = f"{calls.rows - calls.made} of {calls.rows} network calls were skipped"
     if calls.made == calls.rows:
         said = f"none of {calls.rows} network calls was skipped"
+    return f"{said}: {reason(config, table, calls)}"
+
+
+def reason(config: AdaptiveConfig, table: SolverTable, calls: Calls) -> str:
+    """Why samples skipped little, and what to use."""
     if table.adds_noise:
         return (
-            f"{said}: {table.name} adds noise at its steps, which no prediction foresees. Most "
-            "schedulers have a deterministic kin that skips more (eta=0, no ancestral or SDE "
-            "kind); else a plain run with fewer steps may be the better saving. Networks distilled "
-            "to few steps have nothing to skip"
+            f"{table.name} adds noise at its steps, which no prediction foresees. Most schedulers "
+            "have a deterministic kin that skips more (eta=0, no ancestral or SDE kind); else a "
+            "plain run with fewer steps may be the better saving. Networks distilled to few steps "
+            "have nothing to skip"
         )
     least = config.resolved(table).warmup * table.stages
     if table.num_steps <= least:
-        return f"{said}: the first {least} always call the network; more steps skip more"
+        return f"the first {least} always call the network; more steps skip more"
     # Image to image runs some of the steps, which stand as near to each other as all of them.
     steps = (table.begin + table.num_steps) // table.stages
     if steps <= FEW_STEPS:
         return (
-            f"{said}: {steps} steps stand too far from each other. Networks distilled to few steps "
-            "have nothing to skip; others come closer with many steps and few calls, "
+            f"{steps} steps stand too far from each other. Networks distilled to few steps have "
+            "nothing to skip; others come closer with many steps and few calls, "
             "AdaptiveConfig.recommended(calls=11) and its 100 steps"
         )
     median = calls.median()
     if median is None:
-        return f"{said}: no decision could be taken in so few steps ({table.num_steps})"
+        return f"no decision could be taken in {table.num_steps} steps"
     if median < 1:
         return (
-            f"{said}, though most steps were within the threshold: max_skip is {config.max_skip}, "
-            f"and the first {least} of {table.num_steps} always call the network"
+            f"most steps were within the threshold, but max_skip is {config.max_skip}, and the "
+            f"first {least} of {table.num_steps} always call the network"
         )
     return (
-        f"{said}: the steps' scores were {median:.3g} times the threshold, in the median. A larger "
+        f"the steps' scores were {median:.3g} times the threshold, in the median. A larger "
         "threshold skips more; adaptive_kernels.calibrate(calls=) finds the one that meets a "
         "number of calls"
     )

@@ -5,7 +5,6 @@ and checked on random data, so a new scheduler needs no code.
 """
 
 import copy
-import numbers
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -224,9 +223,7 @@ def _check_arguments(
     if num_inference_steps is None:
         if not {"timesteps", "sigmas"} & set_timesteps_kwargs.keys():
             raise ValueError("num_inference_steps must be given unless timesteps or sigmas are")
-    elif isinstance(num_inference_steps, bool) or not isinstance(
-        num_inference_steps, numbers.Integral
-    ):
+    elif isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
         raise ValueError(f"num_inference_steps must be an int, got {num_inference_steps!r}")
     elif num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")

@@ -75,16 +75,16 @@ NOISE = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     ("case", "config", "steps", "reason"),
     [
-        ("ddim", {}, 3, "3 steps were done, too far from each other for a skip"),
+        ("ddim", {}, 3, "3 steps stand too far from each other"),
         ("ddim", {"threshold": 0.0}, 12, "threshold is 0, and no prediction"),
         (
             "ddim",
             {"threshold": 1e-9},
             12,
-            "no step was within the threshold of 1e-09: the",
+            "times the threshold, in the median. A larger threshold skips more",
         ),
         ("ddim", {"max_skip": 0}, 12, "max_skip is 0"),
-        ("euler-ancestral", {}, 12, "EulerAncestralDiscreteScheduler adds noise, which leaves"),
+        ("euler-ancestral", {}, 12, "EulerAncestralDiscreteScheduler adds noise at its"),
     ],
 )
 def test_a_call_that_skipped_nothing_says_why_once(case, config, steps, reason):
@@ -96,6 +96,16 @@ def test_a_call_that_skipped_nothing_says_why_once(case, config, steps, reason):
     assert reason in ak.summary(pipe)
     assert ak.summary(pipe, as_dict=True)["last"]["nothing_skipped"] in messages[0]
     assert told(pipe, NOISE, steps) == []
+
+
+def test_a_call_that_skipped_next_to_nothing_says_so_once():
+    pipe = loop_pipeline(CASE["ddim"].make())
+    ak.enable_adaptive(pipe, ak.AdaptiveConfig(0.05, max_skip=1, warmup=28))
+    messages = told(pipe, NOISE, 30)
+    assert len(messages) == 1 and messages[0].startswith("LoopPipeline: 1 of 30 network calls were")
+    assert "the first 28 of 30 always call the network" in messages[0]
+    assert ak.summary(pipe, as_dict=True)["last"]["few_skipped"] in ak.summary(pipe)
+    assert told(pipe, NOISE, 30) == []
 
 
 def test_a_warning_points_at_the_users_line():

@@ -71,7 +71,6 @@ class Choice:
             self.solver = Fused(self.table, returns, buffers)
             if not returns.scales:
                 self.scales = self.table.input_scale.tolist()
-            self._little_to_gain()
             self._other_steps()
             return
         begin, stages = self.begin or 0, int(getattr(scheduler, "order", 1))
@@ -174,9 +173,3 @@ class Choice:
             self.notes.append(
                 f"the config was chosen for num_inference_steps={chosen_for} and runs with {asked}"
             )
-
-    def _little_to_gain(self) -> None:
-        if self.config.criterion in ("never", "plan") or self.config.criterion[:5] == "every":
-            return
-        if self.table.adds_noise:
-            self.hints.append(f"{self.table.name} adds noise, which leaves little to skip")
