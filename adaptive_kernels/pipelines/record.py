@@ -73,7 +73,7 @@ class Record:
 
     def few_skips(self) -> str | None:
         """Why next to nothing was skipped in the last sampling, where something was."""
-        if not self.skipped or not self.samplings:
+        if not self.skipped or not self.samplings or self.seconds is None:
             return None
         sampling = self.samplings[-1]
         if sampling.table is None or not wants_skips(sampling.config):
