@@ -17,8 +17,8 @@ from torch import Tensor
 from ..rules.tables import OUTPUTS, PREDICTORS, SCALARS, WEIGHTS
 
 MEASURES = 6
-# A GPU sums over pieces of so many elements, and has a head and so many sums of each in float64.
-PIECE, SUMS = 2048, 16
+# A GPU sums over pieces of so many elements, and has a head and so many sums of each, of 8 bytes.
+PIECE, SUMS = 1024, 16
 # Rows of `progress`.
 PROGRESS = ("index", "run", "nfe", "last_call", "call_before")
 
@@ -124,7 +124,12 @@ FIELDS = (
         "where the network is called, else 0.",
         optional=True,
     ),
-    Field(*("seed", ("B",), (torch.int64,), INPUT), "the noise stream of each sample."),
+    Field(
+        *("seed", ("B",), (torch.int64,), INPUT),
+        "the noise stream of each sample. With neither seeds nor `noise` a step whose S is not 0 "
+        "leaves NaN: kernels for solvers that add no noise are shorter.",
+        optional=True,
+    ),
     Field(*("noise", ("T", "B", "N"), FLOAT, INPUT), "in place of the seeds.", optional=True),
 )
 NAMES = tuple(field.name for field in FIELDS)

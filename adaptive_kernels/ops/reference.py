@@ -168,7 +168,11 @@ def unchecked_step(a: Arguments, fresh: bool) -> None:
         exists = (i >= k)[:, None]
         old = a.history[(i - k) % (K - 1), sample].double()
         x_next = x_next + torch.where(exists, row[:, SCALARS + k, None] * old, 0.0)
-    z = normal(a.seed, i, N) if a.noise is None else a.noise[i, sample].double()
+    z = torch.full_like(x_next, torch.nan)
+    if a.noise is not None:
+        z = a.noise[i, sample].double()
+    elif a.seed is not None:
+        z = normal(a.seed, i, N)
     x_next = x_next + torch.where(S == 0, 0.0, S * z)
 
     boundary = ((i + 1) % stages == 0) & active

@@ -26,6 +26,7 @@ class FillTables:
     rule: Rule
     input_scale: float  # c_0 of the first network input
     timestep: Tensor  # [1] float32 or int64: t_0
+    adds_noise: bool = True  # whether some step does; False spares the ops what makes it
     _elsewhere: dict = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict:

@@ -51,7 +51,10 @@ class State:
     def _gather(self) -> None:
         """The ops' arguments, put together whenever a part is another one: parts are frozen."""
         tensors = [getattr(getattr(self, field.part), field.name) for field in fields.FIELDS]
-        vars(self)["_arguments"] = ops.Arguments(*tensors, *self.tables.rule)
+        arguments = ops.Arguments(*tensors, *self.tables.rule)
+        if not self.tables.adds_noise and self.inputs.noise is None:
+            arguments = arguments._replace(seed=None)
+        vars(self)["_arguments"] = arguments
         held = [value for value in vars(self.buffers).values() if value is not None]
         vars(self)["_floating"] = [value for value in held if value.is_floating_point()]
 

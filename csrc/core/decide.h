@@ -96,11 +96,11 @@ AK_HD float ratio(double left, double right) {
 AK_HD Decision decide(const Rule& rule, int64_t step, int64_t run, const Sums& sums,
                       double threshold) {
   const float none = NAN;
-  const int64_t next = (step + 1) / rule.stages;
-  if ((step + 1) % rule.stages != 0) return {run == 1, none};
+  const int64_t next = whole_steps(step + 1, rule.stages);
+  if (slot(step + 1, rule.stages) != 0) return {run == 1, none};
   if (rule.criterion == kNever || next < rule.warmup) return {true, none};
 
-  const int64_t skipped = (run - 1) / rule.stages;
+  const int64_t skipped = whole_steps(run - 1, rule.stages);
   if (rule.criterion == kPlan) return {!(sums.predicted <= 0.0), none};
   if (rule.criterion == kEvery) return {skipped >= rule.max_skip, none};
 

@@ -122,4 +122,9 @@ AK_HD int64_t slot(int64_t step, int64_t depth) {
   return static_cast<uint32_t>(step) % static_cast<uint32_t>(depth);
 }
 
+// Whole steps in `rows` rows of so many stages each.
+AK_HD int64_t whole_steps(int64_t rows, int64_t stages) {
+  return static_cast<uint32_t>(rows) / static_cast<uint32_t>(stages);
+}
+
 }  // namespace ak

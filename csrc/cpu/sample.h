@@ -95,7 +95,7 @@ inline Sample locate(const Args& a, int64_t b) {
     s.output = kept(s.at.nfe);
     s.share = share_at(a, s.at);
   }
-  s.seed = static_cast<uint64_t>(a.seed[b]);
+  s.seed = a.seed ? static_cast<uint64_t>(a.seed[b]) : 0;
   if (a.noise) s.noise = a.noise + (s.step * a.B + b) * a.N;
   return s;
 }

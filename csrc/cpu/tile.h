@@ -38,6 +38,10 @@ AK_HD void add_noise(const Args& a, const Sample& s, int64_t begin, int64_t n, f
     for (int64_t i = 0; i < n; ++i) acc[i] += s.row.S * s.noise[begin + i];
     return;
   }
+  if (!a.seed) {
+    std::fill(acc, acc + n, NAN);
+    return;
+  }
   constexpr int64_t kQuads = 64;
   for (int64_t i = 0; i < n; i += 4 * kQuads) {  // begin is a multiple of 4
     float z[4 * kQuads];

@@ -1,155 +1,209 @@
-// CUDA kernel of `advance`: the whole run of every sample in one launch, and the choice of it.
+// CUDA kernel of `advance`: the whole run of every sample in one launch.
 //
 // Computes: what `step` does until every sample waits, with the same bits.
-// Work: blocks of 512 threads, 4 neighbours a thread, so a block does a piece of 2048 elements. The
-// length of a run is known before anything is written. Where it takes sums, the grid runs at once
-// (cooperatively) and in two halves: every block gathers its piece's sums, of the defect or of all
-// the steps the run may have; a sample's last block decides the whole run; after a barrier every
-// block takes the steps of the run in registers and writes what they leave. From the first half to
-// the second a block holds a piece in registers and as many as fit in shared memory; only what does
-// not fit there is read again.
+// Work: the length of a run is known before its steps are taken. A block has 2048 elements of a
+// sample at a time, four neighbours a thread. In the first half its sums go off as messages: of the
+// defect, or of all the steps the run may have. The sample's last block adds them, decides the run
+// and sends its length, for which the others wait; in the second half every block takes the steps
+// of the run in registers and writes what they leave. Between the halves a block keeps its last
+// pieces and as many of the first as there is room for in shared memory; others are read again. So
+// the registers are the decision's while it is taken.
+// Samples go on independently: items of (sample, block of it) are taken in order, item i by block
+// i modulo the grid.
+// No block waits for ever: a rule that takes sums is launched cooperatively, so all blocks run at
+// once. Of the samples that are not done take the first: whoever has an item of it has done with
+// all items before, which belong to samples before, so all its messages go off, whatever the state
+// and the workspace hold. A rule without sums waits for nothing.
 // Bytes per element: what the first step reads (twice where not held), 4 for every latent that the
 // step after the run reads (three for third_order, else one), the history, a refresh's output and
 // one network input; `step` repeated moves all of it at every step.
 #pragma once
 
-#include "cuda/advance_run.h"
-#include "cuda/step_kernel.h"
+#include "cuda/advance_decide.h"
 
 namespace ak {
 
-template <bool kFilled, int kHistory>
-__global__ void __launch_bounds__(kAdvanceThreads, 1)
-    advance_kernel(const __grid_constant__ Args a, const uint32_t blocks, const int32_t arrays,
-                   const int32_t shelves) {
-  AK_SHARED(WarpSums<kAdvanceThreads>, sums);
-  AK_DYNAMIC_SHARED(uint4, memory);
-  using Held = Elements<kAdvanceElements, kHistory, true>;
-  using Aside = Held[kReady];
-  AK_SHARED(Aside, aside);
-  AK_SHARED(Ready, ready);
-  const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
-  const Place at = place_of(a, b);
-  const bool moving = moves(a, at, true), by_sums = decides_by_sums(a);
-  const float share = kFilled ? share_at(a, at) : 0.0f;  // what is decided here changes it
-  const auto stand = [&](int64_t piece, Held* g) {
-    g->from = piece * kPiece + threadIdx.x * kAdvanceElements;
-    g->n = static_cast<int>(least(kAdvanceElements, a.N - g->from));
-  };
-  const auto load = [&](int64_t piece, bool third, Held* g) {
-    stand(piece, g);
-    if (g->n <= 0) return;
-    load_elements<kFilled>(a, at, third, g);
-    if constexpr (kFilled) load_outputs(a, at, weights_at(a, at), true, g);
-  };
-  Held g = {};
-  // The block's pieces are block, block + blocks, ...
-  const int64_t last = (a.pieces - 1 - block) / blocks;
-  if (!moving && block == 0 && threadIdx.x == 0) tell_graph(a, at);
-  if (moving && by_sums) {
-    uint32_t columns = 0;
-    for (int64_t k = 0; k <= last; ++k) {
-      const int64_t piece = block + k * blocks;
-      // A run whose first step is too early for a third difference may come to one.
-      load(piece, needs_third(a.rule.criterion), &g);
-      if (k < last && k < shelves) shelve<kFilled, kHistory>(a, at, arrays, k, &g, memory);
-      __syncthreads();
-      columns = gather<kFilled, kHistory>(a, at, g, sums);
-      __syncthreads();
-      write_piece<kAdvanceThreads>(a, b, piece, columns, sums);
-    }
-    if (arrive_last(&head_of(a, b)->arrived, blocks)) {
-      // The warp that decides has registers for its elements or for the decision, and gets that
-      // ready while others add.
-      const bool decides = threadIdx.x < kReady;
-      if (decides) {
-        aside[threadIdx.x] = g;
-        get_ready(a, at, ready);
-        __threadfence_block();
-        g = aside[threadIdx.x];
-      }
-      decide_run(a, b, columns, ready);
-      if (threadIdx.x == 0) g = aside[0];
-    }
-  }
-  if (by_sums) wait_for_grid(head_of(a, 0));
-  if (!moving) return;
-  const int64_t length = by_sums ? __ldcg(&head_of(a, b)->length) : known_length(a, b);
-  for (int64_t k = last; k >= 0; --k) {
-    const int64_t piece = block + k * blocks;
-    if (by_sums && k < last && k < shelves) {
-      stand(piece, &g);
-      take_back<kFilled, kHistory>(a, at, arrays, k, &g, memory);
-    } else if (!by_sums || k < last) {
-      load(piece, false, &g);
-    }
-    if (g.n > 0) run<kFilled, kHistory>(a, at, length, share, g);
-  }
-  if (!by_sums && arrive_last(&head_of(a, b)->arrived, blocks)) {
-    if (threadIdx.x < kReady) get_ready(a, at, ready);
-    decide_run(a, b, 0, ready);
-  }
-}
+constexpr int64_t kUnit = 2 * kPiece;  // elements of a block at a time
 
-// Blocks per sample, and how many pieces each keeps in shared memory.
-struct Grid {
-  int64_t blocks, shelves;
+// How the samples are shared out among blocks, and of how many units each keeps what the second
+// half needs in shared memory.
+struct Shares {
+  uint32_t items, blocks;  // of all samples, of one
+  int32_t shelves;
 };
 
-inline Grid grid_of_advance(const Args& a, const Room& room) {
-  if (!decides_by_sums(a)) {
-    const int64_t blocks = least(a.pieces, 2 * room.blocks / a.B);
-    return {blocks > 1 ? blocks : 1, 0};
+// What all threads of a block know of its item; in shared memory, since registers are what limits
+// how many blocks run at once.
+struct Item {
+  Place at;
+  uint32_t number;  // of the launch's messages
+  int32_t candidates, columns;
+  float scale;
+  int64_t length;  // of the run
+  Rows rows;
+};
+
+// The run is known, and differences have been taken.
+__device__ __forceinline__ void settle(Item* now, int64_t length) {
+  now->length = length;
+  now->rows.x_1 = now->rows.x_2 = nullptr;
+}
+
+template <int kThreads>
+constexpr int kQuadsOf = static_cast<int>(kUnit) / kQuad / kThreads;
+
+template <typename V, int kThreads, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    advance_kernel(const __grid_constant__ Args given, const Shares shares) {
+  const Args a = known<V>(given, V::summed == kSumThird || V::summed == kSumFirst);
+  constexpr int kQuads = kQuadsOf<kThreads>;
+  constexpr bool kSends = V::columns > 0, kLarge = kQuads == 1;
+  constexpr bool kBegins = V::summed == kSumDefect;
+  // Whether the next unit is read while this one is summed: outputs leave no registers for it.
+  constexpr bool kEarly = kLarge && !V::filled && !V::history;
+  using Sent = GroupSums<kRunColumns<V>>[2];
+  AK_DYNAMIC_SHARED(float4, memory);
+  AK_SHARED(Steps, steps);
+  AK_SHARED(Sent, sums);
+  AK_SHARED(Deciding<V>, deciding);
+  AK_SHARED(Item, now);
+  const int warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (uint32_t item = blockIdx.x; item < shares.items; item += gridDim.x) {
+    const uint32_t b = item / shares.blocks, block = item % shares.blocks;
+    const bool decides = block == shares.blocks - 1;
+    Elements<V> g[kQuads];
+    const auto stand_at = [&](int64_t unit, Elements<V>(&to)[kQuads]) {
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q)
+        stand(a, unit * kUnit + (q * kThreads + threadIdx.x) * kQuad, &to[q]);
+    };
+    if constexpr (kSends) {
+      stand_at(block, g);
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q) load_model_output(a, b, &g[q]);
+    }
+    const Place first_at = place_now(a, b);
+    const uint32_t first_number = launch_number(a, b);
+    if (!moves(a, first_at, true)) {
+      if (decides && threadIdx.x == 0) tell_graph(a, first_at);
+      continue;
+    }
+    const auto load_all = [&](int64_t unit, Elements<V>(&to)[kQuads]) {
+      stand_at(unit, to);
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q) {
+        load_model_output(a, b, &to[q]);
+        load_run(now.rows, &to[q]);
+      }
+    };
+    // The block's units are block, block + blocks, ...
+    const int64_t units = (a.pieces + 1) / 2;
+    const int32_t last = kLarge ? static_cast<int32_t>((units - 1 - block) / shares.blocks) : 0;
+    const auto shelf = [&](int32_t k, int q) {
+      const int32_t slot = k == last ? shares.shelves - 1 : k;
+      return memory + (slot * arrays_of<V>(a.K) * kQuads + q) * kThreads + threadIdx.x;
+    };
+    const auto is_held = [&](int32_t k) { return k == last || k < shares.shelves - 1; };
+    const Rows rows = rows_of<V>(a, first_at, true);
+    if constexpr (kSends) {
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q) load_run(rows, &g[q]);
+    }
+    // Whatever the last item left there has been read.
+    __syncthreads();
+    read_steps<V>(a, first_at, &steps);
+    if (threadIdx.x == 0) {
+      const int64_t candidates = most_candidates(a, first_at);
+      now = {first_at,
+             first_number,
+             static_cast<int32_t>(candidates),
+             kBegins ? 1 : static_cast<int32_t>(V::columns * candidates),
+             guidance_of(a, b),
+             0,
+             rows};
+    }
+    __syncthreads();
+    const Place& at = now.at;
+    if constexpr (kSends) {
+#pragma unroll 1
+      for (int32_t k = 0;; ++k) {
+        const int64_t unit = block + static_cast<int64_t>(k) * shares.blocks;
+        Elements<V> next[kQuads];
+        if (kEarly && k < last) load_all(unit + shares.blocks, next);
+        float defect[kQuads][1];
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) {
+          take_model_output(a, now.scale, &g[q]);
+          if constexpr (kBegins) defect[q][0] = take_first_step(a, at, steps, &g[q]);
+          if (is_held(k)) shelve(a, &g[q], shelf(k, q), kQuads * kThreads);
+          if constexpr (!kBegins)
+            gather(a, at, now.candidates, kLarge ? warp / kGroups : q, steps, g[q], sums[k % 2]);
+        }
+        // What these elements were has been used or put aside.
+        if (kLarge && !kEarly && k < last) load_all(unit + shares.blocks, g);
+        if constexpr (kBegins) {
+#pragma unroll
+          for (int q = 0; q < kQuads; ++q)
+            leave_sums<1, 1>(defect[q], kLarge ? warp / kGroups : q, 0, sums[k % 2]);
+        }
+        __syncthreads();
+        if (warp == 0)
+          send_sums<kRunColumns<V>>(a, b, 2 * unit, 2, now.columns, now.number, sums[k % 2]);
+        if (k == last) break;
+        if constexpr (kEarly) {
+#pragma unroll
+          for (int q = 0; q < kQuads; ++q) g[q] = next[q];
+          stand_at(unit + shares.blocks, g);
+        }
+      }
+      if (decides) {
+        if (warp == 0) {
+          get_ready(a, at, &deciding);
+        } else {
+          add_run<V, kThreads>(a, b, now.number, now.columns, &deciding);
+        }
+        __syncthreads();
+        if (warp == 0) {
+          const Run run = decide_run(a, at, now.columns, true, true, &deciding);
+          if (run.ends) {
+            send(&head_of(a, b)->length, static_cast<uint32_t>(run.length), now.number);
+            settle(&now, run.length);
+            save_run(a, run, now.number, deciding);
+          }
+        }
+      } else if (threadIdx.x == 0) {
+        settle(&now, wait_for(&head_of(a, b)->length, now.number));
+      }
+    } else if (warp == 0) {
+      const Run run = decide_run(a, at, 0, false, false, &deciding);
+      if (run.ends) settle(&now, run.length);
+    }
+    __syncthreads();
+    const int64_t length = now.length;
+#pragma unroll 1
+    for (int32_t k = last; k >= 0; --k) {
+      const int64_t unit = block + static_cast<int64_t>(k) * shares.blocks;
+      if (kSends && is_held(k)) {
+        stand_at(unit, g);
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) take_back(a, &g[q], shelf(k, q), kQuads * kThreads);
+      } else {
+        load_all(unit, g);
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) {
+          take_model_output(a, now.scale, &g[q]);
+          if constexpr (kBegins) take_first_step(a, at, steps, &g[q]);
+        }
+      }
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q) run(a, at, length, steps, &g[q]);
+    }
+    if (!kSends && arrive_last(&head_of(a, b)->arrived, shares.blocks) && warp == 0) {
+      const Run run = decide_run(a, at, 0, false, true, &deciding);
+      if (run.ends) save_run(a, run, now.number, deciding);
+    }
   }
-  if (!room.cooperative) return {0, 0};
-  const int64_t plain = least(a.pieces, room.blocks / a.B);
-  const int64_t large = least(a.pieces, room.large_blocks / a.B);
-  if (plain == a.pieces || large == 0) return {plain, 0};
-  const int64_t each = (a.pieces + large - 1) / large;
-  return {large, least(each - 1, room.shared_bytes / (arrays_of(a) * kPieceBytes))};
-}
-
-template <bool kFilled, int kHistory>
-bool launch_advance_kernel(const Args& a, cudaStream_t stream, cudaError_t* error) {
-  const auto kernel = advance_kernel<kFilled, kHistory>;
-  static Rooms rooms;
-  const Grid grid = grid_of_advance(a, rooms.of(kernel, kAdvanceThreads, decides_by_sums(a)));
-  if (grid.blocks == 0) return false;
-  *error =
-      launch(kernel, a.B * grid.blocks, kAdvanceThreads, grid.shelves * arrays_of(a) * kPieceBytes,
-             decides_by_sums(a), stream, a, static_cast<uint32_t>(grid.blocks),
-             static_cast<int32_t>(arrays_of(a)), static_cast<int32_t>(grid.shelves));
-  // Part of a device may be all that this process is given: then its blocks do not run at once.
-  if (*error != cudaErrorCooperativeLaunchTooLarge && *error != cudaErrorNotSupported) return true;
-  cudaGetLastError();
-  *error = cudaSuccess;
-  return false;
-}
-
-// What the registers of a run hold: one decision per sample, steps that are whole steps where
-// differences decide, a short history, and sums of all steps that a run may have.
-inline bool fits_one_launch(const Args& a) {
-  const int64_t longest = longest_run(a.rule, a.T);
-  if (!a.aligned || a.rule.batch_wide || a.K > 3 || longest == 1) return false;
-  return !needs_first(a.rule.criterion) || (a.rule.stages == 1 && longest <= kMaxCandidates);
-}
-
-template <bool kFilled>
-bool launch_advance_filled(const Args& a, cudaStream_t stream, cudaError_t* error) {
-  return a.K == 1 ? launch_advance_kernel<kFilled, 1>(a, stream, error)
-                  : launch_advance_kernel<kFilled, 3>(a, stream, error);
-}
-
-// One launch where it can be done so, else `step` repeated.
-inline cudaError_t launch_advance(const Args& a, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  if (fits_one_launch(a) && (a.outputs ? launch_advance_filled<true>(a, stream, &error)
-                                       : launch_advance_filled<false>(a, stream, &error)))
-    return error;
-  const int64_t longest = longest_run(a.rule, a.T);
-  for (int64_t k = 0; k < longest && error == cudaSuccess; ++k)
-    error = launch_step(a, k == 0, stream);
-  return error;
 }
 
 }  // namespace ak

@@ -1,159 +1,170 @@
-// A sample's run inside the kernel of `advance`: the sums of a piece, the decision about all of its
-// steps, and the steps themselves.
+// A sample's run inside the kernel of `advance`: the numbers of its steps, the sums of a piece, and
+// the steps themselves.
 #pragma once
 
-#include "cuda/grid/barrier.h"
-#include "cuda/grid/condition.h"
 #include "cuda/grid/sums.h"
 #include "cuda/shelf.h"
 #include "cuda/thread/solve.h"
 
 namespace ak {
 
-// Steps whose differences fit into the sums of a piece.
-constexpr int64_t kMaxCandidates = kSums / 2;
+// Steps whose differences fit into the messages of a piece, and of how many at a time the sums are
+// added.
+constexpr int kMostCandidates = kSums / 2;
+constexpr int kCandidates = 3;
+constexpr int kGoes = (kMostCandidates + kCandidates - 1) / kCandidates;
 
-AK_HD bool decides_by_sums(const Args& a) {
-  return needs_first(a.rule.criterion) || needs_defect(a.rule.criterion);
-}
+// Sums of all the steps that a run may have; those of steps beyond kMostCandidates are never sent.
+template <typename V>
+constexpr int kRunColumns = V::summed == kSumDefect ? 1 : V::columns * kGoes * kCandidates;
 
 // Steps that the run of a sample can have at most.
 AK_HD int64_t most_steps(const Args& a, const Place& at) {
   return least(a.T - at.index, longest_run(a.rule, a.T));
 }
 
-template <bool kFilled>
-__device__ __forceinline__ Weights filled_weights(const Args& a, const Place& at) {
-  if constexpr (kFilled) return weights_at(a, at);
-  return {};
+// Of those, how many there is a decision to take about before the network is called for certain.
+AK_HD int64_t most_candidates(const Args& a, const Place& at) {
+  return at.index + 1 < a.rule.warmup ? 1 : most_steps(a, at);
 }
 
-// The first half for a piece: its sums.
-template <bool kFilled, int kHistory>
-__device__ __forceinline__ uint32_t gather(const Args& a, const Place& at,
-                                           Elements<kAdvanceElements, kHistory, true> g,
-                                           WarpSums<kAdvanceThreads>& sums) {
-  constexpr int V = kAdvanceElements;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (needs_defect(a.rule.criterion)) {
-    if (!kFilled || !wants_defect(a, at)) return 0;
-    double sum = 0;
-    if (g.n > 0) sum = sum_defect(at, row_at(a.rows, a.width, at.index), weights_at(a, at), g);
-    sum = warp_sum(sum);
-    if (lane == 0) sums[kDefectColumn][warp] = sum;
-    return 1u << kDefectColumn;
+using RunNumbers = Numbers<kRunHistory + 1>;
+constexpr int kRowWords = kRowScalars + kRunHistory + 1;
+
+// The numbers of a run's first steps, in shared memory.
+constexpr int kSteps = 8;
+struct Steps {
+  RunNumbers numbers[kSteps];
+  float share;  // of its defect, that the refresh leaves out of what it keeps
+};
+
+// By a whole block: a number a thread, all on their way together.
+template <typename V>
+__device__ __forceinline__ void read_steps(const Args& a, const Place& at, Steps* to) {
+  static_assert(kSteps * kRowWords <= 128, "the weights' threads begin there");
+  const int row = threadIdx.x / kRowWords, word = threadIdx.x % kRowWords;
+  if (row < kSteps && word < a.width && at.index + row < a.T)
+    reinterpret_cast<float*>(&to->numbers[row])[word] = a.rows[(at.index + row) * a.width + word];
+  if constexpr (V::filled) {
+    const int thread = static_cast<int>(threadIdx.x) - 128;
+    const int step = thread / kWeights, entry = thread % kWeights;
+    if (thread >= 0 && step < kSteps && at.index + step < a.T)
+      reinterpret_cast<float*>(&to->numbers[step].weights)[entry] =
+          weights_of(a, along(at, step))[entry];
+    if (threadIdx.x == 128 + kSteps * kWeights) to->share = share_at(a, at);
   }
-  Place p = at;
-  const int64_t most = p.index + 1 < a.rule.warmup ? 1 : most_steps(a, at);
-  for (int64_t k = 0; k < most; ++k) {
-    double third = 0, first = 0;
-    if (g.n > 0) {
-      float x_next[V];
-      solve<kFilled>(a, p, row_at(a.rows, a.width, p.index), filled_weights<kFilled>(a, p), &g,
-                     x_next);
-      if (wants_third(a, p)) third = sum_third(g.n, x_next, g.x, g.x_1, g.x_2);
-      first = sum_first(a, g.n, x_next, g.x);
-      shift(x_next, &g);
+}
+
+// Those of step k of the run, at which the sample stands at `at`.
+template <typename V>
+__device__ __forceinline__ RunNumbers numbers_of(const Args& a, const Place& at, int64_t k,
+                                                 const Steps& steps) {
+  if (k < kSteps) return steps.numbers[k];
+  RunNumbers numbers = {};
+  const float* row = a.rows + at.index * a.width;
+  for (int word = 0; word < kRowWords; ++word)
+    if (word < a.width) reinterpret_cast<float*>(&numbers)[word] = row[word];
+  if constexpr (V::filled) numbers.weights = weights_at(a, at);
+  return numbers;
+}
+
+// A whole step, and the registers a step on: what was new is now the past.
+template <typename V>
+__device__ __forceinline__ void take_step(const Args& a, const Place& at, const RunNumbers& row,
+                                          float share, Elements<V>* g) {
+  float x_next[kQuad];
+  solve(a, at, row, share, g, x_next);
+  if constexpr (V::history) {
+#pragma unroll
+    for (int k = 0; k < kRunHistory; ++k) {
+      if (k + 1 >= a.K || k + 1 > at.index) continue;
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) x_next[j] += row.C[k + 1] * g->old[k][j];
     }
-    third = warp_sum(third);
-    first = warp_sum(first);
-    if (lane == 0) {
-      sums[2 * k + kThirdColumn][warp] = third;
-      sums[2 * k + kFirstColumn][warp] = first;
-    }
-    step_past(&p);
   }
-  return (1u << (2 * most)) - 1;
-}
-
-// What the decisions of a run read besides the sums, a step a lane of the first warp.
-constexpr int kReady = 32;
-using Ready = Besides[kReady];
-
-// By a sample's last block: decides the whole run and leaves its length in the head. `ready` is in
-// shared memory.
-__device__ __forceinline__ void decide_run(const Args& a, int64_t b, uint32_t columns,
-                                           Ready& ready) {
-  const Place at = place_of(a, b);
-  using Totals = double[kSums];
-  AK_SHARED(Totals, totals);
-  const int warp = threadIdx.x / 32;
-  if (warp < kSums) {
-    const bool wanted = columns >> warp & 1u;
-    const double total = wanted ? column_total(column_of(a, at.b, warp), a.pieces) : 0.0;
-    if (threadIdx.x % 32 == 0) totals[warp] = total;
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  const bool defect = needs_defect(a.rule.criterion);
-  const int64_t most = most_steps(a, at);
-  Place p = at;
-  int32_t length = 0;
-  Besides* r = ready;
-  do {
-    const int column = defect ? 0 : 2 * length;
-    const Sums sums = {totals[column + kThirdColumn],
-                       totals[column + kFirstColumn],
-                       p.measures[0],
-                       p.measures[1],
-                       static_cast<double>(a.N),
-                       totals[kDefectColumn],
-                       0.0};
-    if (length > 0) {
-      Besides& next = ready[length % kReady];
-      if (length >= kReady) next = besides(a, at, length);
-      go_on(next, r);
+  if (row.S != 0.0f) add_noise(a, at, row.S, *g, x_next);
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    if constexpr (V::summed == kSumThird) g->x_2[j] = g->x_1[j], g->x_1[j] = g->x[j];
+    if constexpr (V::summed == kSumFirst) g->x_1[j] = g->x[j];
+    g->x[j] = x_next[j];
+    if constexpr (V::history) {
+#pragma unroll
+      for (int k = kRunHistory - 1; k > 0; --k) g->old[k][j] = g->old[k - 1][j];
+      g->old[0][j] = g->h[j];
     }
-    conclude(a, &p, sums.first, sums, r);
-    ++length;
-  } while (p.run > 0 && length < most);
-  save(a, p, *r);
-  if (p.index == a.T && length > 1)
-    set_timestep(a, at.b, row_at(a.rows, a.width, a.T - 2).timestep);
-  tell_graph(a, p);
-  head_of(a, at.b)->length = length;
+  }
 }
 
-// By the first warp, before decide_run().
-__device__ __forceinline__ void get_ready(const Args& a, const Place& at, Ready& ready) {
-  const int32_t lane = static_cast<int32_t>(threadIdx.x);
-  if (lane < most_steps(a, at)) ready[lane] = besides(a, at, lane);
+// What the first half reads of a piece but the network's output.
+template <typename V>
+__device__ __forceinline__ void load_run(const Rows& rows, Elements<V>* g) {
+  load_latents(rows, g);
+  if constexpr (V::filled) load_outputs(rows, g);
+  if constexpr (V::history) load_history(rows, kRunHistory, g);
 }
 
-// The length of a run that takes no sums.
-__device__ __forceinline__ int64_t known_length(const Args& a, int64_t b) {
-  Place at = place_of(a, b);
-  const int64_t most = most_steps(a, at);
-  int64_t length = 0;
-  do {
-    Besides r = besides(a, at);
-    move_on(a, &at, 0.0, Sums{}, &r);
-    ++length;
-  } while (at.run > 0 && length < most);
-  return length;
+// The first half of a rule by differences: the sums of all `most` steps that the run may have. A
+// warp's quad belongs to `piece` of the block's two.
+template <typename V>
+__device__ __forceinline__ void gather(const Args& a, Place at, int32_t most, int piece,
+                                       const Steps& steps, Elements<V> g,
+                                       GroupSums<kRunColumns<V>>& sums) {
+  constexpr int kColumns = V::columns * kCandidates;
+#pragma unroll 1
+  for (int32_t begin = 0; begin < most; begin += kCandidates) {
+    float columns[kColumns] = {};
+#pragma unroll
+    for (int k = 0; k < kCandidates; ++k) {
+      if (begin + k >= most) continue;
+      const bool third = wants_third(a, at);
+      float x_2[kQuad];
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) x_2[j] = g.x_2[j];
+      take_step(a, at, steps.numbers[begin + k], 0.0f, &g);
+      if constexpr (V::summed == kSumThird) {
+        // A step on, what was x_1 is x_2.
+        sum_differences(g, g.x, g.x_1, g.x_2, x_2, third, true, &columns[V::columns * k]);
+      } else {
+        sum_differences(g, g.x, g.x_1, g.x_1, g.x_1, false, true, &columns[V::columns * k]);
+      }
+      step_past(&at);
+    }
+    leave_sums<kColumns, kRunColumns<V>>(columns, piece, V::columns * begin, sums);
+  }
 }
 
-// The second half for a piece: takes the steps and writes what they leave.
-template <bool kFilled, int kHistory>
-__device__ __forceinline__ void run(const Args& a, Place at, int64_t length, float share,
-                                    Elements<kAdvanceElements, kHistory, true>& g) {
-  constexpr int V = kAdvanceElements;
-  const auto write = [&](const float (&from)[V], float* to) { g.store(from, g.n, to + g.from); };
+// The first half of `defect`: the run's first step, the sum of its defect, and the output it keeps.
+template <typename V>
+__device__ __forceinline__ float take_first_step(const Args& a, const Place& at, const Steps& steps,
+                                                 Elements<V>* g) {
+  const RunNumbers& row = steps.numbers[0];
+  const float sum = wants_defect(a, at) ? sum_defect(a, at, row, *g) : 0.0f;
+  take_step(a, at, row, steps.share, g);
+  if (is_fresh(at)) store(g->e[0], *g, output(a, at, at.nfe));
+  return sum;
+}
+
+// The second half: takes the steps of a run of `length` and writes what they leave.
+template <typename V>
+__device__ __forceinline__ void run(const Args& a, Place at, int64_t length, const Steps& steps,
+                                    Elements<V>* g) {
+  constexpr bool kBegun = V::summed == kSumDefect;
+  const int64_t latents_left = latents_read(a.rule);
+#pragma unroll 1
   for (int64_t k = 0; k < length; ++k) {
-    const Row row = row_at(a.rows, a.width, at.index);
-    float x_next[V];
-    solve<kFilled>(a, at, row, filled_weights<kFilled>(a, at), &g, x_next);
-    // What no step after the run reads is left out.
-    if (k + latents_read(a.rule) >= length) write(x_next, ring(a, at, at.index + 1));
-    if (a.K > 1 && k + a.K - 1 >= length) write(g.h, kept(a, at, at.index));
-    if (kFilled && is_fresh(at)) {
-      if (share != 0.0f) leave_share(filled_weights<kFilled>(a, at), share, g.e[1], g.e[2], g.e[0]);
-      write(g.e[0], output(a, at, at.nfe));
+    const RunNumbers row = numbers_of<V>(a, at, k, steps);
+    if (!kBegun || k > 0) {
+      take_step(a, at, row, steps.share, g);
+      if (V::filled && is_fresh(at)) store(g->e[0], *g, output(a, at, at.nfe));
     }
+    // What no step after the run reads is left out.
+    if (k + latents_left >= length) store(g->x, *g, ring<V>(a, at, at.index + 1));
+    if constexpr (V::history)
+      if (a.K > 1 && k + a.K - 1 >= length) store(g->old[0], *g, kept(a, at, at.index));
     // At the end of a sampling the input of its last step stays.
     if (at.index + 1 < a.T && (k + 1 == length || at.index + 2 == a.T))
-      write_input(a, at, row, g, x_next);
-    shift(x_next, &g);
+      write_input(a, at, row.input_scale, *g, g->x);
     step_past(&at);
   }
 }

@@ -1,60 +1,50 @@
-// How a block of `advance` holds its pieces, and what it keeps of them between the halves.
+// What a block of `advance` keeps of its pieces between the halves of a run.
 #pragma once
 
 #include "cuda/thread/load.h"
 
 namespace ak {
 
-constexpr int kAdvanceThreads = 512;
-constexpr int kAdvanceElements = 4;
-static_assert(kAdvanceThreads * kAdvanceElements == kPiece, "a block does a piece");
-
-constexpr int64_t kPieceBytes = kPiece * sizeof(float);  // of one array
-
-// The arrays of a thread's elements that a run needs again in its second half: no differences, and
-// of the outputs two and, in a run that began before, the third in place of the network's.
-template <bool kFilled, int kHistory, typename Visit>
-__device__ __forceinline__ void visit(const Args& a, const Place& at,
-                                      Elements<kAdvanceElements, kHistory, true>* g, Visit each) {
+// The arrays of a thread's elements that the second half needs: under `defect`, whose first step is
+// taken in the first half, what that step left; else what it starts from.
+template <typename V, typename Visit>
+__device__ __forceinline__ void visit(const Args& a, Elements<V>* g, Visit each) {
   each(g->x);
-  if (!kFilled || is_fresh(at)) each(g->m);
-#pragma unroll
-  for (int k = 1; k < kHistory; ++k)
-    if (k < a.K) each(g->old[k - 1]);
-  if constexpr (kFilled) {
+  if constexpr (V::summed != kSumDefect) each(g->m);
+  if constexpr (V::filled) {
     each(g->e[0]);
     each(g->e[1]);
-    if (!is_fresh(at)) each(g->e[2]);
+  }
+  if constexpr (V::history) {
+#pragma unroll
+    for (int k = 0; k < kRunHistory; ++k)
+      if (k + 1 < a.K) each(g->old[k]);
   }
 }
 
-// How many those are.
-inline int64_t arrays_of(const Args& a) { return 2 + a.K - 1 + (a.outputs ? 2 : 0); }
+// How many those are, with a history of K terms.
+template <typename V>
+constexpr AK_HD int64_t arrays_of(int64_t K) {
+  return 1 + (V::summed != kSumDefect) + 2 * V::filled + (V::history ? K - 1 : 0);
+}
 
-// A block's pieces between the halves: the last stays in registers, the first `shelves` in shared
-// memory, others are read again. A thread reads its own elements alone, 16 bytes beside those of
-// its neighbour.
-template <bool kFilled, int kHistory>
-__device__ __forceinline__ void shelve(const Args& a, const Place& at, int64_t arrays,
-                                       int64_t shelf, Elements<kAdvanceElements, kHistory, true>* g,
-                                       uint4* memory) {
-  uint4* to = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
-  visit<kFilled>(a, at, g, [&](const float (&v)[kAdvanceElements]) {
-    *to = make_uint4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3]));
-    to += kAdvanceThreads;
+// A thread reads its own elements alone, 16 bytes beside those of its neighbour: from one array to
+// the next are `threads` of them.
+template <typename V>
+__device__ __forceinline__ void shelve(const Args& a, Elements<V>* g, float4* to, int threads) {
+  visit(a, g, [&](const float (&v)[kQuad]) {
+    *to = make_float4(v[0], v[1], v[2], v[3]);
+    to += threads;
   });
 }
 
-template <bool kFilled, int kHistory>
-__device__ __forceinline__ void take_back(const Args& a, const Place& at, int64_t arrays,
-                                          int64_t shelf,
-                                          Elements<kAdvanceElements, kHistory, true>* g,
-                                          const uint4* memory) {
-  const uint4* from = memory + shelf * arrays * kAdvanceThreads + threadIdx.x;
-  visit<kFilled>(a, at, g, [&](float (&v)[kAdvanceElements]) {
-    v[0] = from_bits(from->x), v[1] = from_bits(from->y);
-    v[2] = from_bits(from->z), v[3] = from_bits(from->w);
-    from += kAdvanceThreads;
+template <typename V>
+__device__ __forceinline__ void take_back(const Args& a, Elements<V>* g, const float4* from,
+                                          int threads) {
+  visit(a, g, [&](float (&v)[kQuad]) {
+    const float4 four = *from;
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+    from += threads;
   });
 }
 

@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cuda/advance_kernel.h"
+#include "cuda/advance_launch.h"
 #include "op/registration.h"
 
 namespace ak {

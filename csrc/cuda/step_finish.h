@@ -1,77 +1,57 @@
-// The end of `step` on a GPU: the last block adds the sums of all pieces and decides.
+// The end of `step` on a GPU: one block adds the sums of all pieces and decides.
 #pragma once
 
-#include "cuda/grid/barrier.h"
 #include "cuda/grid/condition.h"
 #include "cuda/grid/sums.h"
+#include "cuda/variant.h"
 #include "op/progress.h"
 
 namespace ak {
 
-// Sums of a step, as a mask of columns.
-__device__ __forceinline__ uint32_t columns_of(const Args& a, const Place& at) {
-  return (wants_third(a, at) ? 1u << kThirdColumn : 0u) |
-         (wants_first(a, at) ? 1u << kFirstColumn : 0u) |
-         (wants_defect(a, at) ? 1u << kDefectColumn : 0u);
-}
-
-// By a whole block: the sums of a sample's step from all its pieces, and what its decision reads
-// besides, into shared memory.
-__device__ __forceinline__ Sums add_up(const Args& a, const Place& at, Besides* r) {
-  using Totals = double[3];
+// By a whole block of kStrands threads: the decision of the sample at `own`, or with `together` of
+// all samples at once, from the sums over all that move.
+template <typename V>
+__device__ __forceinline__ void finish(const Args& a, const Place& own, bool fresh, bool together) {
+  using Totals = StrandSums[2];
   AK_SHARED(Totals, totals);
-  const int warp = threadIdx.x / 32;
-  __syncthreads();
-  if (warp < 3) {
-    const bool wanted = columns_of(a, at) >> warp & 1u;
-    const double total = wanted ? column_total(column_of(a, at.b, warp), a.pieces) : 0.0;
-    if (threadIdx.x % 32 == 0) totals[warp] = total;
-  } else if (threadIdx.x == 3 * 32) {
-    *r = besides(a, at);
-  }
-  __syncthreads();
-  return {totals[kThirdColumn],
-          totals[kFirstColumn],
-          at.measures[0],
-          at.measures[1],
-          static_cast<double>(a.N),
-          totals[kDefectColumn],
-          0.0};
-}
-
-// By one thread.
-__device__ __forceinline__ void finish(const Args& a, Place at, double first, const Sums& sums,
-                                       Besides* r) {
-  conclude(a, &at, first, sums, r);
-  save(a, at, *r);
-  tell_graph(a, at);
-}
-
-// By a sample's last block.
-__device__ __forceinline__ void finish_alone(const Args& a, int64_t b, Besides* r) {
-  const Place at = place_of(a, b);
-  const Sums sums = add_up(a, at, r);
-  if (threadIdx.x == 0) finish(a, at, sums.first, sums, r);
-}
-
-// By the batch's last block: one decision from the sums over all samples.
-__device__ __forceinline__ void finish_together(const Args& a, bool fresh, Besides* r) {
+  AK_SHARED(Besides, ready);
+  constexpr int kClerk = kStrands - 32;  // of the warp with the fewest messages
+  const int64_t begin = together ? 0 : own.b, end = together ? a.B : own.b + 1;
   Sums all = {};
-  for (int64_t b = 0; b < a.B; ++b) {
-    const Place at = place_of(a, b);
-    if (!moves(a, at, fresh)) continue;
-    const Sums sums = add_up(a, at, r);
-    add(sums, &all);
-    if (threadIdx.x == 0) head_of(a, b)->first = sums.first;
-  }
-  if (threadIdx.x != 0) return;
-  for (int64_t b = 0; b < a.B; ++b) {
-    const Place at = place_of(a, b);
-    if (moves(a, at, fresh)) {
-      *r = besides(a, at);
-      finish(a, at, head_of(a, b)->first, all, r);
-    } else {
-      tell_graph(a, at);
+  // Together: once for the sums of all, then for the decisions.
+#pragma unroll 1
+  for (int pass = together ? 0 : 1; pass < 2; ++pass) {
+#pragma unroll 1
+    for (int64_t b = begin; b < end; ++b) {
+      Place at = own;
+      if (together) at = place_of(a, b);
+      if (!together) read_measures(a, &at);
+      const bool moving = moves(a, at, fresh), adds = moving && (pass == 0 || !together);
+      const uint32_t number = launch_number(a, b);
+      if (moving && pass == 1 && threadIdx.x == kClerk) ready = besides(a, at);
+      if (V::columns > 0 && adds)
+        add_messages<1>(a, b, number, threadIdx.x / 32, 0, V::columns > 1, totals);
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        Sums sums = {0, 0, at.measures[0], at.measures[1], static_cast<double>(a.N), 0, 0};
+        if (V::summed == kSumThird) sums.third = groups_sum(totals[kThirdColumn]);
+        if (V::summed == kSumThird || V::summed == kSumFirst)
+          sums.first = groups_sum(totals[kFirstColumn<V>]);
+        if (V::summed == kSumDefect) sums.defect = groups_sum(totals[kDefectColumn]);
+        if (pass == 0) {
+          if (moving) add(sums, &all), head_of(a, b)->first = sums.first;
+        } else {
+          if (moving) {
+            const double first = together ? head_of(a, b)->first : sums.first;
+            if (together) sums = all;
+            conclude(a, &at, first, sums, &ready);
+            save(a, at, ready);
+            head_of(a, b)->launches = number;
+          }
+          tell_graph(a, at);
+        }
+      }
+      __syncthreads();
     }
   }
 }

@@ -1,149 +1,152 @@
-// CUDA kernel of `step`, and its launch.
+// CUDA kernel of `step`.
 //
 // Computes: what cpu/step.cpp computes, for all samples in one launch.
-// Work: a block of 256 threads takes pieces of 2048 elements of one sample, 8 neighbours a thread.
-// The block that arrives last of a sample (of the batch, where it decides together) adds the sums
-// of all pieces and decides.
-// Bytes per element: as cpu/step.cpp; 24 of sums per piece at most.
+// Work: a block of 256 threads has 1024 elements of a sample (kQuads = 1) or 2048 (2), four
+// neighbours a thread at a time. Its sums go off as messages; one block of the sample adds them and
+// decides. With one quad that is the sample's last block: all blocks are launched to run at once,
+// and it waits for the others. With two it is the block that arrives last, of the sample or, where
+// it decides together, of the batch: it waits for nothing but stores that are under way.
+// Bytes per element: as cpu/step.cpp; 16 of sums per 1024 elements at most.
 #pragma once
 
-#include <cstddef>
-
-#include "cuda/grid/launch.h"
 #include "cuda/step_finish.h"
 #include "cuda/thread/solve.h"
 
 namespace ak {
 
 constexpr int kStepThreads = 256;
-constexpr int kStepElements = 8;
-static_assert(kStepThreads * kStepElements == kPiece, "a block does a piece at a time");
+static_assert(kStepThreads == kStrands, "a thread of the block that decides has a strand of sums");
 
-// What all threads of a block read of a sample's step; in shared memory, since registers are what
-// limits how many blocks run at once.
-struct Coefficients {
-  Row row;
-  Weights weights;
-  float C[kMaxHistory];
-  float share;
-};
+using StepNumbers = Numbers<kMaxHistory>;
 
 // By a whole block: a number a thread, all on their way together.
-__device__ __forceinline__ void read_coefficients(const Args& a, const Place& at,
-                                                  Coefficients* to) {
-  static_assert(offsetof(Row, C) == kRowScalars * sizeof(float), "a row's scalars come first");
+template <typename V>
+__device__ __forceinline__ void read_numbers(const Args& a, const Place& at, StepNumbers* to,
+                                             float* share) {
   const int word = threadIdx.x, entry = threadIdx.x - 32;
-  if (word < a.width) {
-    const float value = a.rows[at.index * a.width + word];
-    if (word < kRowScalars)
-      reinterpret_cast<float*>(&to->row)[word] = value;
-    else
-      to->C[word - kRowScalars] = value;
-  }
-  if (a.outputs && entry >= 0 && entry < kWeights)
-    reinterpret_cast<float*>(&to->weights)[entry] = weights_of(a, at)[entry];
-  if (word == 0) {
-    to->row.C = to->C;
-    to->share = share_at(a, at);
+  // Ten scalars, then C_0, C_1, ...: as they stand in a row of the table.
+  if (word < a.width) reinterpret_cast<float*>(to)[word] = a.rows[at.index * a.width + word];
+  if constexpr (V::filled) {
+    if (entry >= 0 && entry < kWeights)
+      reinterpret_cast<float*>(&to->weights)[entry] = weights_of(a, at)[entry];
+    if (threadIdx.x == 64) *share = share_at(a, at);
   }
 }
 
-// One piece: the new latents, everything that is kept of the step, and every warp's sums.
-template <bool kFilled, int kHistory, bool kAligned>
-__device__ __forceinline__ void do_piece(const Args& a, const Place& at, int64_t piece, bool begins,
-                                         Coefficients& all, WarpSums<kStepThreads>& sums) {
-  constexpr int V = kStepElements;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool first = wants_first(a, at), third = wants_third(a, at);
-  Elements<V, kHistory, kAligned> g = {};
-  g.from = piece * kPiece + threadIdx.x * V;
-  g.n = static_cast<int>(least(V, a.N - g.from));
-  if (g.n > 0) load_elements<kFilled>(a, at, third, &g);
-  if (begins) read_coefficients(a, at, &all);
-  // Loads are under way; the coefficients are there, and the last piece's sums are written.
-  __syncthreads();
-  const Row& row = all.row;
-  const auto gather = [&](int column, double value) {
-    const double sum = warp_sum(value);
-    if (lane == 0) sums[column][warp] = sum;
-  };
-  if constexpr (kFilled) {
-    if (g.n > 0) load_outputs(a, at, all.weights, false, &g);
-    if (wants_defect(a, at)) gather(kDefectColumn, sum_defect(at, row, all.weights, g));
+// The terms of the history beyond the first, which came with the latents.
+template <typename V>
+__device__ __forceinline__ void add_history(const Args& a, const Place& at, const StepNumbers& row,
+                                            const Elements<V>& g, float (&x)[kQuad]) {
+  if (a.K > 1 && at.index >= 1) {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) x[j] += row.C[1] * g.old[0][j];
   }
-  float x_next[V] = {};
-  if (g.n > 0) {
-    // A history leaves no registers for the outputs: they are read again, from the cache.
-    constexpr bool kAgain = kHistory > 1;
-    solve<kFilled>(a, at, row, all.weights, &g, x_next, kAgain ? 0.0f : all.share);
-    const auto write = [&](const float (&from)[V], float* to) { g.store(from, g.n, to + g.from); };
-    write(x_next, ring(a, at, at.index + 1));
-    if (at.index + 1 < a.T) write_input(a, at, row, g, x_next);
-    if (a.K > 1) write(g.h, kept(a, at, at.index));
-    if (kFilled && is_fresh(at)) {
-      if (kAgain && all.share != 0.0f) {
-        g.load(output(a, at, at.nfe - 1) + g.from, g.n, g.e[1]);
-        g.load(output(a, at, at.nfe - 2) + g.from, g.n, g.e[2]);
-        leave_share(all.weights, all.share, g.e[1], g.e[2], g.e[0]);
-      }
-      write(g.e[0], output(a, at, at.nfe));
-    }
+#pragma unroll 1
+  for (int k = 2; k < a.K && k <= at.index; ++k) {
+    float old[kQuad];
+    load(kept(a, at, at.index - k), g, old);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) x[j] += row.C[k] * old[j];
+  }
+}
+
+// One quad: its sums; with `writes` also what the step leaves, else x_next, g->h and g->e.
+template <typename V>
+__device__ __forceinline__ void do_quad(const Args& a, const Place& at, const StepNumbers& row,
+                                        float share, float scale, Elements<V>* g,
+                                        float (&x_next)[kQuad],
+                                        float (&columns)[V::columns > 0 ? V::columns : 1]) {
+  if (!V::filled || is_fresh(at)) take_model_output(a, scale, g);
+  if constexpr (V::summed == kSumDefect)
+    if (wants_defect(a, at)) columns[kDefectColumn] = sum_defect(a, at, row, *g);
+  solve(a, at, row, share, g, x_next);
+  if constexpr (V::history) add_history(a, at, row, *g, x_next);
+  if (row.S != 0.0f) add_noise(a, at, row.S, *g, x_next);
+  if constexpr (V::summed == kSumThird || V::summed == kSumFirst) {
+    const bool first = wants_first(a, at), third = wants_third(a, at);
     // The latents a whole step before the new ones.
-    if (first && a.rule.stages > 1)
-      g.load(ring(a, at, at.index + 1 - a.rule.stages) + g.from, g.n, g.x);
+    if (first && a.rule.stages > 1) {
+      float back[kQuad];
+      load(ring<V>(a, at, at.index + 1 - a.rule.stages), *g, back);
+      sum_differences(*g, x_next, back, g->x_1, g->x_2, third, first, columns);
+    } else {
+      sum_differences(*g, x_next, g->x, g->x_1, g->x_2, third, first, columns);
+    }
   }
-  if (third) gather(kThirdColumn, sum_third(g.n, x_next, g.x, g.x_1, g.x_2));
-  if (first) gather(kFirstColumn, sum_first(a, g.n, x_next, g.x));
 }
 
-// A long history needs more registers than two blocks of a multiprocessor share.
-template <bool kFilled, int kHistory, bool kAligned>
-__global__ void __launch_bounds__(kStepThreads, kHistory > 3 ? 1 : 2)
-    step_kernel(const __grid_constant__ Args a, const bool fresh, const uint32_t blocks) {
-  AK_SHARED(WarpSums<kStepThreads>, sums);
-  AK_SHARED(Coefficients, coefficients);
-  AK_SHARED(Besides, besides);
-  const uint32_t b = blockIdx.x / blocks, block = blockIdx.x % blocks;
-  const Place at = place_of(a, b);
+template <typename V>
+__device__ __forceinline__ void write_step(const Args& a, const Place& at, const StepNumbers& row,
+                                           const Elements<V>& g, const float (&x_next)[kQuad]) {
+  store(x_next, g, ring<V>(a, at, at.index + 1));
+  if (at.index + 1 < a.T) write_input(a, at, row.input_scale, g, x_next);
+  if constexpr (V::history)
+    if (a.K > 1) store(g.h, g, kept(a, at, at.index));
+  if constexpr (V::filled)
+    if (is_fresh(at)) store(g.e[0], g, output(a, at, at.nfe));
+}
+
+// How many blocks of a multiprocessor share its registers.
+template <typename V>
+constexpr int kStepBlocks = V::noise                  ? 2
+                            : V::filled || V::history ? 3
+                                                      : 4;
+
+template <typename V, int kQuads>
+__global__ void __launch_bounds__(kStepThreads, kStepBlocks<V>)
+    step_kernel(const __grid_constant__ Args given, const bool fresh) {
+  const Args a = known<V>(given, kQuads == 1);
+  AK_SHARED(StepNumbers, row);
+  AK_SHARED(float, share);
+  AK_SHARED(GroupSums<V::columns>, sums);
+  const int64_t b = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  if (b >= a.B) return;
+  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kQuads;
+  Elements<V> g[kQuads];
+#pragma unroll
+  for (int q = 0; q < kQuads; ++q) {
+    stand(a, (piece + q) * kPiece + threadIdx.x * kQuad, &g[q]);
+    // Of a step on a fill it is not needed: there the progress is looked at first.
+    if (!V::filled || kQuads == 1) load_model_output(a, b, &g[q]);
+  }
+  const Place at = place_now(a, b);
+  const float scale = guidance_of(a, b);
+  const uint32_t number = launch_number(a, b);
   const bool moving = moves(a, at, fresh);
   if (moving) {
-    for (int64_t piece = block; piece < a.pieces; piece += blocks) {
-      do_piece<kFilled, kHistory, kAligned>(a, at, piece, piece == block, coefficients, sums);
-      __syncthreads();
-      write_piece<kStepThreads>(a, b, piece, columns_of(a, at), sums);
+    read_numbers<V>(a, at, &row, &share);
+    Rows rows = rows_of<V>(a, at, wants_third(a, at));
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      load_latents(rows, &g[q]);
+      if constexpr (V::summed == kSumDefect) load_outputs(rows, &g[q]);
+      if constexpr (V::history) load_history(rows, 1, &g[q]);
+      if (V::filled && kQuads > 1 && is_fresh(at)) load_model_output(a, b, &g[q]);
     }
+    // Loads are under way, and the numbers are there.
+    __syncthreads();
+    if constexpr (V::filled && V::summed != kSumDefect) need_outputs<V>(a, at, row.weights, &rows);
+    float x_next[kQuads][kQuad];
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      if constexpr (V::filled && V::summed != kSumDefect) load_outputs(rows, &g[q]);
+      float columns[V::columns > 0 ? V::columns : 1] = {};
+      do_quad(a, at, row, V::filled ? share : 0.0f, scale, &g[q], x_next[q], columns);
+      if (kQuads > 1) write_step(a, at, row, g[q], x_next[q]);
+      if constexpr (V::columns > 0) leave_sums<V::columns, V::columns>(columns, q, 0, sums);
+    }
+    if constexpr (V::columns > 0) {
+      __syncthreads();
+      if (threadIdx.x < 32) send_sums<V::columns>(a, b, piece, kQuads, V::columns, number, sums);
+    }
+    if (kQuads == 1) write_step(a, at, row, g[0], x_next[0]);
   }
-  if (a.rule.batch_wide) {
-    if (arrive_last(&head_of(a, 0)->arrived, gridDim.x)) finish_together(a, fresh, &besides);
-  } else if (!moving) {
-    if (block == 0 && threadIdx.x == 0) tell_graph(a, at);
-  } else if (arrive_last(&head_of(a, b)->arrived, blocks)) {
-    finish_alone(a, b, &besides);
-  }
-}
-
-// Enough blocks to fill the device twice; each takes several pieces where there are more.
-template <bool kFilled, int kHistory, bool kAligned>
-cudaError_t launch_step_kernel(const Args& a, bool fresh, cudaStream_t stream) {
-  const auto kernel = step_kernel<kFilled, kHistory, kAligned>;
-  static Rooms rooms;
-  const int64_t wanted = 2 * rooms.of(kernel, kStepThreads, false).blocks / a.B;
-  const int64_t blocks = least(a.pieces, wanted > 1 ? wanted : 1);
-  return launch(kernel, a.B * blocks, kStepThreads, 0, false, stream, a, fresh,
-                static_cast<uint32_t>(blocks));
-}
-
-template <bool kFilled>
-cudaError_t launch_step_filled(const Args& a, bool fresh, cudaStream_t stream) {
-  if (!a.aligned) return launch_step_kernel<kFilled, kMaxHistory, false>(a, fresh, stream);
-  if (a.K == 1) return launch_step_kernel<kFilled, 1, true>(a, fresh, stream);
-  if (a.K <= 3) return launch_step_kernel<kFilled, 3, true>(a, fresh, stream);
-  return launch_step_kernel<kFilled, kMaxHistory, true>(a, fresh, stream);
-}
-
-inline cudaError_t launch_step(const Args& a, bool fresh, cudaStream_t stream) {
-  return a.outputs ? launch_step_filled<true>(a, fresh, stream)
-                   : launch_step_filled<false>(a, fresh, stream);
+  const bool together = kQuads > 1 && a.rule.batch_wide;
+  bool last = blockIdx.x == gridDim.x - 1;
+  if (kQuads > 1 && (moving || together))
+    last = arrive_last(&head_of(a, together ? 0 : b)->arrived,
+                       together ? gridDim.x * a.B : int64_t{gridDim.x});
+  if (last) finish<V>(a, at, fresh, together);
 }
 
 }  // namespace ak

@@ -50,9 +50,11 @@ inline void check_rule(const Tensors& t, const Rule& rule) {
   STD_TORCH_CHECK(t.outputs || !t.rule_table, "rule_table must come with outputs and weights");
 }
 
-// Whether a GPU may move 16 bytes at a time.
+// Whether a GPU may move 16 bytes at a time, and find a ring's slot by a product.
 inline void check_alignment(Args* a) {
-  a->aligned = a->N % 8 == 0;
+  const int64_t all = int64_t{1} << 32;
+  a->ring_inverse = static_cast<uint32_t>((all + a->R - 1) / a->R);
+  a->aligned = a->N % 8 == 0 && a->N < all / 2 && a->T + a->R < all / a->R;
   for (const void* at : {static_cast<const void*>(a->latents), static_cast<const void*>(a->history),
                          static_cast<const void*>(a->outputs), static_cast<const void*>(a->noise),
                          static_cast<const void*>(a->model_input), a->model_output})

@@ -27,7 +27,7 @@ namespace ak {
   FIELD(rows, kFloat32, kRead, kAlways, T, kRowScalars + K)           \
   FIELD(weights, kFloat32, kRead, kOptional, T, G, G, kWeights)       \
   FIELD(rule_table, kFloat32, kRead, kOptional, T, G, Q, kPredictors) \
-  FIELD(seed, kInt64, kRead, kAlways, B)                              \
+  FIELD(seed, kInt64, kRead, kOptional, B)                            \
   FIELD(noise, kFloat32, kRead, kOptional, T, B, N)
 
 enum FieldType { kFloat32, kFloat64, kInt32, kInt64, kBool, kNetworkType, kTimestepType };
@@ -40,9 +40,9 @@ constexpr int64_t kMeasures = 6;
 constexpr int64_t kMaxHistory = 8;
 
 // A GPU sums over pieces of this many elements, in an order that only N decides. The workspace of
-// a sample is [P, 16] float64 with P > pieces: a head (cuda/grid/memory.h), then up to 16 sums of
-// each piece.
-constexpr int64_t kPiece = 2048;
+// a sample is [P, 16] of 8 bytes with P > pieces: a head (cuda/grid/memory.h), then up to 16 sums
+// of each piece.
+constexpr int64_t kPiece = 1024;
 constexpr int64_t kSums = 16;
 
 // In the order of FieldType; void: one of several.

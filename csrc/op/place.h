@@ -13,26 +13,28 @@ struct Place {
 
 AK_HD double* measures_of(const Args& a, int64_t b) { return a.measures + kMeasures * b; }
 
-AK_HD Place place_of(const Args& a, int64_t b) {
-  const int32_t* p = a.progress + b;
-  const double* m = measures_of(a, b);
-  return {b,
-          p[kIndex * a.B],
-          p[kRun * a.B],
-          p[kNfe * a.B],
-          p[kLastCall * a.B],
-          p[kCallBefore * a.B],
-          {m[0], m[1]}};
+AK_HD void read_measures(const Args& a, Place* at) {
+  for (int k = 0; k < 2; ++k) at->measures[k] = measures_of(a, at->b)[k];
 }
 
-// Whether these can be the counters of a sampling; reads are bound by them.
+AK_HD Place place_of(const Args& a, int64_t b) {
+  const int32_t* p = a.progress + b;
+  Place at = {
+      b, p[kIndex * a.B], p[kRun * a.B], p[kNfe * a.B], p[kLastCall * a.B], p[kCallBefore * a.B],
+      {}};
+  read_measures(a, &at);
+  return at;
+}
+
+// Whether these can be the counters of a sampling; reads are bound by them. Without branches: a
+// compiler would put the loads of the later counters behind them.
 AK_HD bool is_possible(const Place& at) {
-  return at.index >= 0 && at.run >= 0 && at.nfe >= 0 && at.call_before >= 0 &&
-         at.call_before <= at.last_call && at.last_call <= at.index;
+  return (at.index >= 0) & (at.run >= 0) & (at.nfe >= 0) & (at.call_before >= 0) &
+         (at.call_before <= at.last_call) & (at.last_call <= at.index);
 }
 
 AK_HD bool moves(const Args& a, const Place& at, bool fresh) {
-  return is_possible(at) && at.index < a.T && (at.run > 0 || fresh);
+  return is_possible(at) & (at.index < a.T) & ((at.run > 0) | fresh);
 }
 
 AK_HD bool is_fresh(const Place& at) { return at.run == 0; }
@@ -82,9 +84,17 @@ AK_HD void step_past(Place* at) {
   at->index += 1;
 }
 
+// The same, `later` further steps into a run none of whose steps called the network again.
+AK_HD Place along(Place at, int32_t later) {
+  if (later == 0) return at;
+  step_past(&at);
+  at.run += later - 1, at.index += later - 1;
+  return at;
+}
+
 // Where the run of a sample is predicted from, were the step it stands at the next skipped one.
 AK_HD const float* predictors_of(const Args& a, const Place& at) {
-  const int64_t skips = (at.run - 1) / a.rule.stages + 1;
+  const int64_t skips = whole_steps(at.run - 1, a.rule.stages) + 1;
   const int64_t gap = distance(at.last_call - at.call_before, a.G);
   return a.rule_table + ((at.last_call * a.G + gap) * a.Q + distance(skips, a.Q)) * kPredictors;
 }

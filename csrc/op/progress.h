@@ -22,9 +22,7 @@ struct Besides {
 
 // Of the step that a sample at `at` takes, or of one `later` in the same run.
 AK_HD Besides besides(const Args& a, const Place& at, int32_t later = 0) {
-  Place after = at;
-  step_past(&after);
-  after.run += later, after.index += later;
+  Place after = along(at, later + 1);
   Besides r = {};
   r.threshold = a.threshold[at.b];
   r.timestep = row_at(a.rows, a.width, after.index - 1).timestep;
@@ -52,12 +50,11 @@ AK_HD Besides besides(const Args& a, const Place& at, int32_t later = 0) {
   return r;
 }
 
-// A run goes on: what `next` has of a later step takes the place of the last one's; what the first
-// step measured stands.
-AK_HD void go_on(const Besides& next, Besides* r) {
-  r->timestep = next.timestep, r->asked = next.asked;
-  r->per_rate = next.per_rate, r->of_run = next.of_run;
-  r->ahead = next.ahead;
+// Takes in the defect of the refresh that a sample at `at` stands at, if it does, for the decision
+// about that step or a later one of its run.
+AK_HD void take_defect(const Args& a, const Place& at, const Sums& sums, Besides* r) {
+  if (wants_defect(a, at))
+    measure_defect(r->spread, r->both, sums.defect / sums.elements, r->most, &r->now);
 }
 
 // Moves a sample past the step it stands at, and decides about the next one. `sums` are those of
@@ -65,12 +62,7 @@ AK_HD void go_on(const Besides& next, Besides* r) {
 AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums, Besides* r) {
   const int64_t step = at->index;
   const bool defect = needs_defect(a.rule.criterion);
-  sums.predicted = r->asked;
-  if (defect) {
-    if (wants_defect(a, *at))
-      measure_defect(r->spread, r->both, sums.defect / sums.elements, r->most, &r->now);
-    sums.predicted = predict_run(r->per_rate, r->of_run, r->now);
-  }
+  sums.predicted = defect ? predict_run(r->per_rate, r->of_run, r->now) : r->asked;
   if (wants_first(a, *at)) {
     at->measures[1] = at->measures[0];
     at->measures[0] = first;
@@ -83,13 +75,18 @@ AK_HD Decision move_on(const Args& a, Place* at, double first, Sums sums, Beside
   return decision;
 }
 
-// The same, with the trace of it written.
+// Writes the trace of a decision, of a sample that has moved to `at`.
+AK_HD void write_trace(const Args& a, const Place& at, const Decision& decision) {
+  if (at.index == a.T) return;
+  a.refreshed[at.index * a.B + at.b] = decision.refresh;
+  a.score[at.index * a.B + at.b] = decision.score;
+}
+
+// A step of a sample: its defect, its decision and the trace of it.
 AK_HD void conclude(const Args& a, Place* at, double first, const Sums& sums, Besides* r) {
   if (is_fresh(*at)) a.refreshed[at->index * a.B + at->b] = true;
-  const Decision decision = move_on(a, at, first, sums, r);
-  if (at->index == a.T) return;
-  a.refreshed[at->index * a.B + at->b] = decision.refresh;
-  a.score[at->index * a.B + at->b] = decision.score;
+  take_defect(a, *at, sums, r);
+  write_trace(a, *at, move_on(a, at, first, sums, r));
 }
 
 // Writes where a sample that moved stands now, what its rule keeps, and the timestep its network is

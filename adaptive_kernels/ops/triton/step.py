@@ -116,9 +116,12 @@ def sweep(
     if S != 0.0:
         if a.noise is not None:
             z = tl.load(a.noise + step * slab + block, mask=inside, other=0.0)
-        else:
+            x_next = x_next + S * z
+        elif a.seed is not None:
             z = normal(tl.load(a.seed + at.b), step, piece * (BLOCK // 4), BLOCK)
-        x_next = x_next + S * z
+            x_next = x_next + S * z
+        else:
+            x_next = x_next + S * float("nan")
 
     if (FIRST >> CRITERION) & 1:
         x0 = x

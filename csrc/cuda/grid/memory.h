@@ -1,38 +1,39 @@
-// The memory in which the blocks of a sample meet, and shared memory.
+// The memory in which the blocks of a sample meet: a row of numbers of its own, then a row of
+// messages for each piece.
 #pragma once
 
-#include <cuda_runtime.h>
-
+#include "cuda/grid/device.h"
 #include "op/args.h"
-
-// The emulation of a GPU in the tests supplies its own.
-#if !defined(AK_SHARED)
-#define AK_SHARED(type, name) __shared__ type name
-#define AK_DYNAMIC_SHARED(type, name)                    \
-  extern __shared__ __align__(16) char dynamic_memory[]; \
-  type* name = reinterpret_cast<type*>(dynamic_memory)
-#endif
 
 namespace ak {
 
-// The first 16 numbers of a sample's workspace. Counters are zero between launches.
+// The first row of a sample's workspace. Counters are zero between launches.
 struct Head {
-  uint32_t arrived;                // blocks
-  uint32_t waiting, generation;    // of the grid's barrier; of sample 0
-  uint32_t concluded, unfinished;  // samples, for the condition of a graph; of sample 0
-  int32_t length;                  // of the sample's run
-  double first;
+  uint32_t arrived;    // blocks of the sample; of sample 0: of the batch, where it decides together
+  uint32_t concluded;  // samples, for the condition of a graph; of sample 0
+  uint32_t launches;   // in which the sample moved; the next number is that of a launch's messages
+  uint32_t unfinished;  // as concluded
+  uint64_t length;      // a message: of the sample's run
+  double first;         // the sample's own sum, where the batch decides together
 };
 static_assert(sizeof(Head) <= kSums * sizeof(double), "the head is one row of the workspace");
-
-enum Column : int { kThirdColumn = 0, kFirstColumn = 1, kDefectColumn = 2 };
 
 __device__ __forceinline__ Head* head_of(const Args& a, int64_t b) {
   return reinterpret_cast<Head*>(a.workspace + b * a.workspace_stride);
 }
 
-__device__ __forceinline__ double* column_of(const Args& a, int64_t b, int column) {
-  return a.workspace + b * a.workspace_stride + kSums + column * a.pieces;
+// A large sample's pieces share messages in twos: one block must read all of them.
+constexpr int64_t kMostSinglePieces = 256;
+
+__device__ __forceinline__ bool in_pairs(const Args& a) { return a.pieces > kMostSinglePieces; }
+
+// Rows of messages of a sample.
+__device__ __forceinline__ int64_t messages(const Args& a) {
+  return in_pairs(a) ? (a.pieces + 1) / 2 : a.pieces;
+}
+
+__device__ __forceinline__ uint64_t* message_of(const Args& a, int64_t b, int64_t row) {
+  return reinterpret_cast<uint64_t*>(a.workspace + b * a.workspace_stride) + (1 + row) * kSums;
 }
 
 }  // namespace ak

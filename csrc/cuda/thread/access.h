@@ -1,141 +1,179 @@
-// A thread's elements: V neighbours, moved 16 bytes at a time where every row stands on a 16-byte
-// boundary and holds a multiple of V, one by one elsewhere.
+// Four neighbours of a row: how a thread reads and writes them, 16 bytes at a time (8 of a 16-bit
+// type) where every row stands on a 16-byte boundary, one by one elsewhere.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include "op/args.h"
-#include "op/convert.h"
+#include "cuda/thread/convert.h"
+#include "cuda/variant.h"
 
 namespace ak {
 
-// A network's V elements as they lie in memory: the first V words of float32, the first V / 2 of a
-// 16-bit type. They are converted only when used, so that every load is under way before.
-template <int V>
-struct Bits {
-  uint32_t w[V];
-};
+constexpr int kQuad = 4;
 
-template <int V>
-__device__ __forceinline__ void load_words(const uint32_t* from, uint32_t (&to)[V]) {
-  static_assert(V == 2 || V % 4 == 0, "8 or 16 bytes at a time");
-  if constexpr (V == 2) {
-    const uint2 two = *reinterpret_cast<const uint2*>(from);
-    to[0] = two.x, to[1] = two.y;
+// One instruction: a compiler may take a struct's store apart.
+__device__ __forceinline__ void store_now(float4 from, float* to) {
+#if defined(__CUDA_ARCH__)
+  __stwb(reinterpret_cast<float4*>(to), from);
+#else
+  *reinterpret_cast<float4*>(to) = from;
+#endif
+}
+
+__device__ __forceinline__ void store_now(uint2 from, uint16_t* to) {
+#if defined(__CUDA_ARCH__)
+  __stwb(reinterpret_cast<uint2*>(to), from);
+#else
+  *reinterpret_cast<uint2*>(to) = from;
+#endif
+}
+
+// `n` of them exist: of an aligned row all or none.
+template <bool kAligned>
+__device__ __forceinline__ void load(const float* from, int n, float (&to)[kQuad]) {
+  if constexpr (kAligned) {
+    float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (n > 0) four = *reinterpret_cast<const float4*>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   } else {
 #pragma unroll
-    for (int j = 0; j < V; j += 4) {
-      const uint4 four = *reinterpret_cast<const uint4*>(from + j);
-      to[j] = four.x, to[j + 1] = four.y, to[j + 2] = four.z, to[j + 3] = four.w;
-    }
+    for (int j = 0; j < kQuad; ++j) to[j] = j < n ? from[j] : 0.0f;
   }
 }
 
-template <int V>
-__device__ __forceinline__ void store_words(const uint32_t (&from)[V], uint32_t* to) {
-  if constexpr (V == 2) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(from[0], from[1]);
+template <bool kAligned>
+__device__ __forceinline__ void store(const float (&from)[kQuad], int n, float* to) {
+  if constexpr (kAligned) {
+    if (n > 0) store_now(make_float4(from[0], from[1], from[2], from[3]), to);
   } else {
 #pragma unroll
-    for (int j = 0; j < V; j += 4)
-      *reinterpret_cast<uint4*>(to + j) =
-          make_uint4(from[j], from[j + 1], from[j + 2], from[j + 3]);
+    for (int j = 0; j < kQuad; ++j)
+      if (j < n) to[j] = from[j];
   }
 }
 
-// Where the elements of a group are: all of them, in 16 bytes, or the first n, one by one.
-template <int V, bool kAligned>
-struct Access {
-  static __device__ __forceinline__ void load(const float* from, int n, float (&to)[V]) {
-    if constexpr (kAligned) {
-      uint32_t words[V];
-      load_words(reinterpret_cast<const uint32_t*>(from), words);
-#pragma unroll
-      for (int j = 0; j < V; ++j) to[j] = from_bits(words[j]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) to[j] = j < n ? from[j] : 0.0f;
-    }
+// Four elements of a network's row as they lie in memory. They are converted only when used, so
+// that every load is under way before.
+template <typename T>
+struct Packed;
+
+template <>
+struct Packed<float> {
+  float v[kQuad];
+
+  __device__ __forceinline__ void load(const void* row, ScalarType, int64_t at, int n) {
+    ak::load<true>(static_cast<const float*>(row) + at, n, v);
   }
 
-  static __device__ __forceinline__ void store(const float (&from)[V], int n, float* to) {
-    if constexpr (kAligned) {
-      uint32_t words[V];
+  __device__ __forceinline__ void unpack(ScalarType, float (&to)[kQuad]) const {
 #pragma unroll
-      for (int j = 0; j < V; ++j) words[j] = to_bits(from[j]);
-      store_words(words, reinterpret_cast<uint32_t*>(to));
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j)
-        if (j < n) to[j] = from[j];
-    }
+    for (int j = 0; j < kQuad; ++j) to[j] = v[j];
   }
 
-  static __device__ __forceinline__ Bits<V> load_bits(const void* from, ScalarType type, int64_t at,
-                                                      int n) {
-    Bits<V> bits = {};
-    const uint32_t* words = static_cast<const uint32_t*>(from) + at;
-    const uint16_t* halves = static_cast<const uint16_t*>(from) + at;
-    if constexpr (kAligned) {
-      if (type == ScalarType::Float) {
-        load_words(words, bits.w);
-      } else {
-        uint32_t pairs[V / 2];
-        load_words(reinterpret_cast<const uint32_t*>(halves), pairs);
-#pragma unroll
-        for (int j = 0; j < V / 2; ++j) bits.w[j] = pairs[j];
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        if (j >= n) continue;
-        if (type == ScalarType::Float)
-          bits.w[j] = words[j];
-        else
-          bits.w[j / 2] |= static_cast<uint32_t>(halves[j]) << (16 * (j % 2));
-      }
-    }
-    return bits;
+  static __device__ __forceinline__ Packed pack(ScalarType, const float (&from)[kQuad]) {
+    return {{from[0], from[1], from[2], from[3]}};
   }
 
-  // Rounds to the network's dtype and stores.
-  static __device__ __forceinline__ void store_network(const float (&from)[V], ScalarType type,
-                                                       int64_t at, int n, void* to) {
-    if (type == ScalarType::Float) return store(from, n, static_cast<float*>(to) + at);
-    uint16_t* target = static_cast<uint16_t*>(to) + at;
-    uint32_t pairs[V / 2] = {};
-#pragma unroll
-    for (int j = 0; j < V; ++j) pairs[j / 2] |= rounded(from[j], type) << (16 * (j % 2));
-    if constexpr (kAligned) {
-      store_words(pairs, reinterpret_cast<uint32_t*>(target));
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j)
-        if (j < n) target[j] = static_cast<uint16_t>(pairs[j / 2] >> (16 * (j % 2)));
-    }
-  }
-
-  static __device__ __forceinline__ uint32_t rounded(float value, ScalarType type) {
-    Half half;
-    BFloat16 brain;
-    ak::store(value, &half);
-    ak::store(value, &brain);
-    return type == ScalarType::Half ? half.x : brain.x;
+  __device__ __forceinline__ void store(void* row, ScalarType, int64_t at, int n) const {
+    ak::store<true>(v, n, static_cast<float*>(row) + at);
   }
 };
 
-template <int V>
-__device__ __forceinline__ void unpack(const Bits<V>& bits, ScalarType type, float (&to)[V]) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    const uint32_t half = bits.w[j / 2] >> (16 * (j % 2)) & 0xffffu;
-    if (type == ScalarType::Float)
-      to[j] = from_bits(bits.w[j]);
-    else if (type == ScalarType::Half)
-      to[j] = load(Half(static_cast<uint16_t>(half), Half::from_bits()));
-    else
-      to[j] = from_bits(half << 16);
+// Of a 16-bit type.
+template <typename T>
+struct PackedHalves {
+  uint2 words;
+
+  __device__ __forceinline__ void load(const void* row, ScalarType, int64_t at, int n) {
+    words = make_uint2(0u, 0u);
+    if (n > 0) words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row) + at);
   }
-}
+
+  static __device__ __forceinline__ PackedHalves pack(ScalarType, const float (&from)[kQuad]) {
+    return {make_uint2(ak::pack(from[0], from[1], T()), ak::pack(from[2], from[3], T()))};
+  }
+
+  __device__ __forceinline__ void store(void* row, ScalarType, int64_t at, int n) const {
+    if (n > 0) store_now(words, static_cast<uint16_t*>(row) + at);
+  }
+};
+
+template <>
+struct Packed<BFloat16> : PackedHalves<BFloat16> {
+  Packed() = default;
+  __device__ __forceinline__ Packed(const PackedHalves<BFloat16>& other)
+      : PackedHalves<BFloat16>(other) {}
+
+  __device__ __forceinline__ void unpack(ScalarType, float (&to)[kQuad]) const {
+    to[0] = from_bits(words.x << 16), to[1] = from_bits(words.x & 0xffff0000u);
+    to[2] = from_bits(words.y << 16), to[3] = from_bits(words.y & 0xffff0000u);
+  }
+};
+
+template <>
+struct Packed<Half> : PackedHalves<Half> {
+  Packed() = default;
+  __device__ __forceinline__ Packed(const PackedHalves<Half>& other) : PackedHalves<Half>(other) {}
+
+  __device__ __forceinline__ void unpack(ScalarType, float (&to)[kQuad]) const {
+    to[0] = unpack_half(static_cast<uint16_t>(words.x));
+    to[1] = unpack_half(static_cast<uint16_t>(words.x >> 16));
+    to[2] = unpack_half(static_cast<uint16_t>(words.y));
+    to[3] = unpack_half(static_cast<uint16_t>(words.y >> 16));
+  }
+};
+
+// Of a type that only the launch knows, one by one, in a word each.
+template <>
+struct Packed<void> {
+  uint32_t w[kQuad];
+
+  __device__ __forceinline__ void load(const void* row, ScalarType type, int64_t at, int n) {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      w[j] = 0u;
+      if (j >= n) continue;
+      if (type == ScalarType::Float)
+        w[j] = static_cast<const uint32_t*>(row)[at + j];
+      else
+        w[j] = static_cast<const uint16_t*>(row)[at + j];
+    }
+  }
+
+  __device__ __forceinline__ void unpack(ScalarType type, float (&to)[kQuad]) const {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      if (type == ScalarType::Float)
+        to[j] = from_bits(w[j]);
+      else if (type == ScalarType::Half)
+        to[j] = unpack_half(static_cast<uint16_t>(w[j]));
+      else
+        to[j] = from_bits(w[j] << 16);
+    }
+  }
+
+  static __device__ __forceinline__ Packed pack(ScalarType type, const float (&from)[kQuad]) {
+    Packed packed;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      if (type == ScalarType::Float)
+        packed.w[j] = to_bits(from[j]);
+      else if (type == ScalarType::Half)
+        packed.w[j] = ak::pack(from[j], 0.0f, Half());
+      else
+        packed.w[j] = ak::pack(from[j], 0.0f, BFloat16());
+    }
+    return packed;
+  }
+
+  __device__ __forceinline__ void store(void* row, ScalarType type, int64_t at, int n) const {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      if (j >= n) continue;
+      if (type == ScalarType::Float)
+        static_cast<uint32_t*>(row)[at + j] = w[j];
+      else
+        static_cast<uint16_t*>(row)[at + j] = static_cast<uint16_t>(w[j]);
+    }
+  }
+};
 
 }  // namespace ak

@@ -7,163 +7,154 @@
 
 namespace ak {
 
-// f_0 E_0 + f_1 E_1 + f_2 E_2; a weight of 0 leaves its output out, whatever is there.
-template <int V, int kHistory, bool kAligned>
-__device__ __forceinline__ void fill(const Place& at, const Weights& w,
-                                     const Elements<V, kHistory, kAligned>& g, float (&sum)[V]) {
+// A row of the solver's table and an entry of the fill's, nearer by than in memory.
+template <int kTerms>
+struct Numbers {
+  float p, q, A, S;
+  float input_scale, timestep;
+  float u, w, ps, qs;
+  float C[kTerms];
+  Weights weights;
+
+  AK_HD float first() const { return C[0]; }
+};
+
+// f_0 E_0 + f_1 E_1 + f_2 E_2; a weight of 0 leaves its output out, whatever is there. The third
+// is seldom used and read when it is.
+template <typename V>
+__device__ __forceinline__ void fill(const Args& a, const Place& at, const Weights& w,
+                                     const Elements<V>& g, float (&sum)[kQuad]) {
+  const bool first = w.f[0] != 0.0f, second = w.f[1] != 0.0f;
 #pragma unroll
-  for (int j = 0; j < V; ++j) sum[j] = 0.0f;
+  for (int j = 0; j < kQuad; ++j) {
+    sum[j] = first ? w.f[0] * g.e[0][j] : 0.0f;
+    sum[j] += second ? w.f[1] * g.e[1][j] : 0.0f;
+  }
+  if (at.nfe > 2 && w.f[2] != 0.0f) {
+    float third[kQuad];
+    load(output(a, at, at.nfe - 3), g, third);
 #pragma unroll
-  for (int k = 0; k < kOutputs; ++k) {
-    if (k >= at.nfe || w.f[k] == 0.0f) continue;
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] += w.f[k] * g.e[k][j];
+    for (int j = 0; j < kQuad; ++j) sum[j] += w.f[2] * third[j];
   }
 }
 
-// Takes a share of the defect out of a refresh's output, before that is kept; e_0 and e_1 are those
-// before it, which exist where there is a share.
-template <int V>
-__device__ __forceinline__ void leave_share(const Weights& w, float share, const float (&e_0)[V],
-                                            const float (&e_1)[V], float (&e)[V]) {
+// A refresh: h with its repair, and the outputs with its own, less a share of the defect. Outputs
+// that do not exist are zeros.
+template <typename V, typename R>
+__device__ __forceinline__ void refresh(const R& row, float share, Elements<V>* g) {
+  const Weights& w = row.weights;
+  float e[kQuad];
 #pragma unroll
-  for (int j = 0; j < V; ++j) e[j] = leave_output(e[j], ak::fill(w, e_0[j], e_1[j]), share);
-}
-
-// A refresh: h with its repair, and the outputs with its own, less a share of the defect.
-template <int V, int kHistory, bool kAligned>
-__device__ __forceinline__ void refresh(const Place& at, const Row& row, const Weights& w,
-                                        float share, Elements<V, kHistory, kAligned>* g) {
-  const bool repairs = w.r[0] != 0.0f || w.r[1] != 0.0f || w.r[2] != 0.0f;
+  for (int j = 0; j < kQuad; ++j) e[j] = kept_output(row, g->x[j], g->m[j]);
+  if (w.r[0] != 0.0f || w.r[1] != 0.0f || w.r[2] != 0.0f) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) {
-    const float e = kept_output(row, g->x[j], g->m[j]);
-    if (repairs) {
-      float sum = w.r[0] * e;
-      if (at.nfe >= 1) sum += w.r[1] * g->e[0][j];
-      if (at.nfe >= 2) sum += w.r[2] * g->e[1][j];
-      g->h[j] += row.qs * sum;
-    }
-    g->e[2][j] = g->e[1][j];
-    g->e[1][j] = g->e[0][j];
-    const float fill = share != 0.0f ? ak::fill(w, g->e[1][j], g->e[2][j]) : 0.0f;
-    g->e[0][j] = share != 0.0f ? leave_output(e, fill, share) : e;
+    for (int j = 0; j < kQuad; ++j) g->h[j] += repair(row, w, e[j], g->e[0][j], g->e[1][j]);
   }
+  // A share is above zero only after two outputs.
+  if (share != 0.0f) {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j)
+      e[j] = leave_output(e[j], ak::fill(w, g->e[0][j], g->e[1][j]), share);
+  }
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) g->e[1][j] = g->e[0][j], g->e[0][j] = e[j];
 }
 
-template <int V, int kHistory, bool kAligned>
+template <typename V>
 __device__ __forceinline__ void add_noise(const Args& a, const Place& at, float S,
-                                          const Elements<V, kHistory, kAligned>& g, float (&x)[V]) {
-  float z[V];
-  if (a.noise) {
-    g.load(a.noise + (at.index * a.B + at.b) * a.N + g.from, g.n, z);
+                                          const Elements<V>& g, float (&x)[kQuad]) {
+  float z[kQuad];
+  if constexpr (!V::noise) {
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) x[j] = NAN;
+    return;
+  }
+  if (a.noise)
+    load(a.noise + (at.index * a.B + at.b) * a.N, g, z);
+  else
+    normal<1>(static_cast<uint64_t>(a.seed[at.b]), static_cast<uint64_t>(g.from / kQuad),
+              static_cast<uint32_t>(at.index), z);
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) x[j] += S * z[j];
+}
+
+// x_next without the terms of the history and the noise; g->h and g->e are then those of the step.
+// `share`: of the defect, that a refresh leaves out of its output.
+template <typename V, typename R>
+__device__ __forceinline__ void solve(const Args& a, const Place& at, const R& row, float share,
+                                      Elements<V>* g, float (&x_next)[kQuad]) {
+  if (V::filled && !is_fresh(at)) {
+    float sum[kQuad];
+    fill(a, at, row.weights, *g, sum);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) g->h[j] = keep_filled(row, g->x[j], sum[j]);
   } else {
 #pragma unroll
-    for (int j = 0; j < V; j += 4)
-      normal<1>(static_cast<uint64_t>(a.seed[at.b]), static_cast<uint64_t>((g.from + j) / 4),
-                static_cast<uint32_t>(at.index), z + j);
+    for (int j = 0; j < kQuad; ++j) g->h[j] = keep(row, g->x[j], g->m[j]);
+    if constexpr (V::filled) refresh(row, share, g);
   }
 #pragma unroll
-  for (int j = 0; j < V; ++j) x[j] += S * z[j];
+  for (int j = 0; j < kQuad; ++j) x_next[j] = update(row, g->x[j], g->h[j]);
 }
 
-// The new latents of the step; g->h and g->e are then those of the step. `share`: of the defect,
-// that a refresh leaves out of its output.
-template <bool kFilled, int V, int kHistory, bool kAligned>
-__device__ __forceinline__ void solve(const Args& a, const Place& at, const Row& row,
-                                      const Weights& w, Elements<V, kHistory, kAligned>* g,
-                                      float (&x_next)[V], float share = 0.0f) {
-  if (kFilled && !is_fresh(at)) {
-    float sum[V];
-    fill(at, w, *g, sum);
+template <typename V>
+__device__ __forceinline__ void write_input(const Args& a, const Place& at, float input_scale,
+                                            const Elements<V>& g, const float (&x)[kQuad]) {
+  float scaled[kQuad];
 #pragma unroll
-    for (int j = 0; j < V; ++j) g->h[j] = keep_filled(row, g->x[j], sum[j]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j) g->h[j] = keep(row, g->x[j], g->m[j]);
-    if constexpr (kFilled) refresh(at, row, w, share, g);
-  }
-#pragma unroll
-  for (int j = 0; j < V; ++j) x_next[j] = update(row, g->x[j], g->h[j]);
-#pragma unroll
-  for (int k = 1; k < kHistory; ++k) {
-    if (k >= a.K || k > at.index) continue;
-#pragma unroll
-    for (int j = 0; j < V; ++j) x_next[j] += row.C[k] * g->old[k - 1][j];
-  }
-  if (row.S != 0.0f) add_noise(a, at, row.S, *g, x_next);
+  for (int j = 0; j < kQuad; ++j) scaled[j] = input_scale * x[j];
+  const Packed<typename V::Network> packed =
+      Packed<typename V::Network>::pack(a.input_type, scaled);
+  packed.store(a.model_input, a.input_type, at.b * a.N + g.from, g.n);
+  if (a.guided) packed.store(a.model_input, a.input_type, (a.B + at.b) * a.N + g.from, g.n);
 }
 
-// The registers a step on: what was new is now the past.
-template <int V, int kHistory, bool kAligned>
-__device__ __forceinline__ void shift(const float (&x_next)[V],
-                                      Elements<V, kHistory, kAligned>* g) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    g->x_2[j] = g->x_1[j];
-    g->x_1[j] = g->x[j];
-    g->x[j] = x_next[j];
-#pragma unroll
-    for (int k = kHistory - 1; k > 0; --k) g->old[k][j] = g->old[k - 1][j];
-    g->old[0][j] = g->h[j];
-  }
+template <typename V>
+__device__ __forceinline__ bool exists(const Elements<V>& g, int j) {
+  return V::aligned ? g.n > 0 : j < g.n;
 }
 
-template <int V, int kHistory, bool kAligned>
-__device__ __forceinline__ void write_input(const Args& a, const Place& at, const Row& row,
-                                            const Elements<V, kHistory, kAligned>& g,
-                                            const float (&x_next)[V]) {
-  float scaled[V];
+// Adds the squares of four differences, the one sum for which multiplications are fused.
+template <typename V, typename Difference>
+__device__ __forceinline__ float sum_squares(const Elements<V>& g, Difference difference) {
+  float sum = 0.0f;
 #pragma unroll
-  for (int j = 0; j < V; ++j) scaled[j] = row.input_scale * x_next[j];
-  for (int64_t b = at.b; b < (a.guided ? 2 * a.B : a.B); b += a.B)
-    g.store_network(scaled, a.input_type, b * a.N + g.from, g.n, a.model_input);
-}
-
-// Float sums over four elements, added in double: the same for every V.
-template <int V, typename Term>
-__device__ __forceinline__ double quad_sums(int n, Term term) {
-  double sum = 0;
-#pragma unroll
-  for (int j = 0; j < V; j += 4) {
-    float quad = 0.0f;
-#pragma unroll
-    for (int l = j; l < j + 4; ++l)
-      if (l < n) quad += term(l);
-    sum += quad;
+  for (int j = 0; j < kQuad; ++j) {
+    const float d = difference(j);
+    if (exists(g, j)) sum = fmaf(d, d, sum);
   }
   return sum;
 }
 
-template <int V>
-__device__ __forceinline__ double sum_third(int n, const float (&x_next)[V], const float (&back)[V],
-                                            const float (&x_1)[V], const float (&x_2)[V]) {
-  return quad_sums<V>(n, [&](int j) {
-    const float d = third_difference(x_next[j], back[j], x_1[j], x_2[j]);
-    return d * d;
-  });
-}
-
-template <int V>
-__device__ __forceinline__ double sum_first(const Args& a, int n, const float (&x_next)[V],
-                                            const float (&back)[V]) {
-  const bool squares = sums_squares(a.rule.criterion);
-  return quad_sums<V>(n, [&](int j) {
-    const float d = x_next[j] - back[j];
-    return squares ? d * d : fabsf(d);
-  });
+// Of a step: the columns of its differences. `back`: the latents a whole step before the new ones.
+template <typename V>
+__device__ __forceinline__ void sum_differences(const Elements<V>& g, const float (&x_next)[kQuad],
+                                                const float (&back)[kQuad],
+                                                const float (&x_1)[kQuad],
+                                                const float (&x_2)[kQuad], bool third, bool first,
+                                                float* columns) {
+  if constexpr (V::summed == kSumThird) {
+    if (third)
+      columns[kThirdColumn] = sum_squares(
+          g, [&](int j) { return third_difference(x_next[j], back[j], x_1[j], x_2[j]); });
+    if (first)
+      columns[kFirstColumn<V>] = sum_squares(g, [&](int j) { return x_next[j] - back[j]; });
+  } else if (first) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j)
+      if (exists(g, j)) sum += fabsf(x_next[j] - back[j]);
+    columns[kFirstColumn<V>] = sum;
+  }
 }
 
 // Of a refresh, before solve().
-template <int V, int kHistory, bool kAligned>
-__device__ __forceinline__ double sum_defect(const Place& at, const Row& row, const Weights& w,
-                                             const Elements<V, kHistory, kAligned>& g) {
-  float sum[V];
-  fill(at, w, g, sum);
-  return quad_sums<V>(g.n, [&](int j) {
-    const float d = kept_output(row, g.x[j], g.m[j]) - sum[j];
-    return d * d;
-  });
+template <typename V, typename R>
+__device__ __forceinline__ float sum_defect(const Args& a, const Place& at, const R& row,
+                                            const Elements<V>& g) {
+  float sum[kQuad];
+  fill(a, at, row.weights, g, sum);
+  return sum_squares(g, [&](int j) { return kept_output(row, g.x[j], g.m[j]) - sum[j]; });
 }
 
 }  // namespace ak

@@ -6,7 +6,7 @@
 #include <map>
 #include <tuple>
 
-#include "cuda/advance_kernel.h"
+#include "cuda/advance_launch.h"
 #include "op/registration.h"
 
 namespace ak {

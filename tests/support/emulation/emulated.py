@@ -19,7 +19,7 @@ ORDERS = {"in order": 0, "reversed": 1, "random": 2}
 NAMESPACE = "adaptive_kernels_emulated"
 FLAGS = [
     *["-DTORCH_TARGET_VERSION=0x020b000000000000", "-std=c++17", "-fPIC", "-shared", "-g1"],
-    *["-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi", "-fvisibility=hidden"],
+    *["-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi", "-fvisibility=hidden"],
     # As in setup.py: the arithmetic of the CPU library.
     *["-ffp-contract=off", "-fno-math-errno"],
 ]

@@ -31,8 +31,10 @@ struct cudaLaunchConfig_t {
 
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrCooperativeLaunch = 95,
-  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrReservedSharedMemoryPerBlock = 111
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
@@ -55,7 +57,7 @@ inline bool is_valid(const cudaLaunchConfig_t& config) {
          grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
 }
 
-constexpr int kOwnShared = 4 << 10;
+constexpr int kOwnShared = 4 << 10, kReserved = 1 << 10;
 
 // Dynamic shared memory that a kernel was allowed on a device, where that is more than 48 KiB.
 inline std::map<std::pair<int, const void*>, size_t>& allowed() {
@@ -125,9 +127,10 @@ inline cudaError_t cudaGetDevice(int* device) {
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const emulation::Device& device = emulation::device();
-  *value = attribute == cudaDevAttrMultiProcessorCount ? device.multiprocessors
-           : attribute == cudaDevAttrCooperativeLaunch ? device.cooperative
-                                                       : device.shared_memory;
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? device.multiprocessors
+           : attribute == cudaDevAttrCooperativeLaunch            ? device.cooperative
+           : attribute == cudaDevAttrReservedSharedMemoryPerBlock ? emulation::kReserved
+                                                                  : device.shared_memory;
   return cudaSuccess;
 }
 
@@ -154,7 +157,9 @@ template <typename Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int,
                                                           size_t shared_bytes) {
   const emulation::Device& device = emulation::device();
-  const size_t room = static_cast<size_t>(device.shared_memory) / std::max<size_t>(shared_bytes, 1);
+  const size_t each = shared_bytes + emulation::kOwnShared + emulation::kReserved;
+  const size_t room =
+      shared_bytes == 0 ? ~size_t{0} : static_cast<size_t>(device.shared_memory) / each;
   *blocks = static_cast<int>(
       std::min<size_t>(static_cast<size_t>(device.blocks_per_multiprocessor), room));
   return cudaSuccess;

@@ -113,7 +113,25 @@ T atomicMax(T* at, std::common_type_t<T> value) {
   return emulation::atomic(at, [=](T old) { return std::max(old, value); });
 }
 
-inline void __threadfence() { emulation::scheduler->pause(1); }
+inline int __ffs(int value) { return __builtin_ffs(value); }
+
+// Stores that another block sees late, and not in the order in which they were made.
+inline void store_relaxed(uint64_t* to, uint64_t word) { emulation::scheduler->post(to, word); }
+inline uint64_t load_relaxed(const uint64_t* from) {
+  emulation::scheduler->pause(emulation::kSleep);
+  return emulation::scheduler->seen(from);
+}
+inline void load_relaxed(const uint64_t* from, uint64_t (&words)[2]) {
+  emulation::scheduler->pause(emulation::kSleep);
+  words[1] = emulation::scheduler->seen(from + 1);
+  words[0] = emulation::scheduler->seen(from);
+}
+inline int32_t load_now(const int32_t* from) { return *from; }
+
+inline void __threadfence() {
+  emulation::scheduler->deliver_all();
+  emulation::scheduler->pause(1);
+}
 inline void __threadfence_block() { emulation::scheduler->pause(1); }
 inline void __nanosleep(unsigned) { emulation::scheduler->pause(emulation::kSleep); }
 

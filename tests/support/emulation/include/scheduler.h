@@ -1,8 +1,9 @@
 // Runs the threads of a launch, one at a time, each on its own stack.
 //
-// A thread runs until a switching point: a barrier, a warp call, an atomic, a fence, a sleep.
-// Memory is sequentially consistent in between, so a missing fence shows only where the order of
-// the statements is wrong as well.
+// A thread runs until a switching point: a barrier, a warp call, an atomic, a fence, a sleep, a
+// relaxed load.
+// Memory is sequentially consistent in between, but for relaxed stores: those are under way for a
+// while, and arrive out of order, unless a fence of their block is between.
 #pragma once
 
 #include <cstdlib>
@@ -72,6 +73,7 @@ class Scheduler {
       ended_->shared.clear();
       if (!pending_.empty()) start(ended_);
     }
+    deliver_of(nullptr);
     scheduler = nullptr;
     if (reason_) report();
     return !reason_;
@@ -135,6 +137,23 @@ class Scheduler {
     if (random_) pause(0);
   }
 
+  // A store that other blocks do not see yet. At random, any of those under way comes next; else
+  // the oldest.
+  void post(uint64_t* to, uint64_t word) { posted_.push_back({to, word, running_->block}); }
+
+  // What a thread reads: its block's own stores are there for it.
+  uint64_t seen(const uint64_t* from) {
+    if (!posted_.empty() && (!random_ || draw_below(4) == 0))
+      deliver(random_ ? draw_below(posted_.size()) : 0);
+    uint64_t word = *from;
+    for (const Posted& one : posted_)
+      if (one.to == from && one.block == running_->block) word = one.word;
+    return word;
+  }
+
+  // A fence: all that the block has stored before.
+  void deliver_all() { deliver_of(running_->block); }
+
   void progress() {
     ++epoch_;
     tired_ = 0;
@@ -166,6 +185,29 @@ class Scheduler {
     begin_fiber(&scheduler->host_);
     scheduler->kernel_();
     scheduler->finish();
+  }
+
+  struct Posted {
+    uint64_t* to;
+    uint64_t word;
+    const Block* block;
+  };
+
+  // Those of one place arrive in their order.
+  void deliver(size_t k) {
+    for (size_t i = 0; i < k; ++i)
+      if (posted_[i].to == posted_[k].to) k = i;
+    *posted_[k].to = posted_[k].word;
+    posted_.erase(posted_.begin() + static_cast<std::ptrdiff_t>(k));
+    progress();
+  }
+
+  void deliver_of(const Block* block) {
+    for (size_t k = 0; k < posted_.size();)
+      if (!block || posted_[k].block == block)
+        deliver(k), k = 0;
+      else
+        ++k;
   }
 
   void start(Block* block) {
@@ -295,6 +337,7 @@ class Scheduler {
   std::vector<Block> blocks_;   // the resident ones
   std::deque<size_t> pending_;  // those to come
   std::deque<Thread*> ready_;   // without the one that runs
+  std::vector<Posted> posted_;  // stores under way
   Thread* running_ = nullptr;
   Block* ended_ = nullptr;
   // Deadlock: all that could run have been idle for long since the last progress.

@@ -1,0 +1,92 @@
+// What a kernel is compiled for.
+#pragma once
+
+#include <type_traits>
+
+#include "op/args.h"
+
+namespace ak {
+
+// Which sums a criterion takes of a step: none, the squares of the third and the first difference,
+// the absolute first difference, the squares of a refresh's defect.
+enum Summed : int { kSumNothing, kSumThird, kSumFirst, kSumDefect };
+
+// T: dtype of the network's rows; void: of any two dtypes, rows that stand anywhere, a sampling of
+// any length. filled: with kept outputs. history: with more than one term of it, perhaps. noise: as
+// far as the table has it; without, a step that would add some leaves NaN.
+template <typename T, Summed summed_, bool filled_, bool history_, bool noise_>
+struct Variant {
+  using Network = T;
+  static constexpr bool aligned = !std::is_void_v<T>;
+  static constexpr Summed summed = summed_;
+  static constexpr bool filled = filled_, history = history_, noise = noise_;
+  // Sums of one step.
+  static constexpr int columns = summed == kSumThird ? 2 : summed == kSumNothing ? 0 : 1;
+};
+
+// Where those stand.
+constexpr int kThirdColumn = 0;
+template <typename V>
+constexpr int kFirstColumn = V::summed == kSumThird ? 1 : 0;
+constexpr int kDefectColumn = 0;
+
+// The arguments with what a kernel knows of them when it is compiled, so that the compiler leaves
+// out what cannot be; `whole`: its steps are whole ones.
+template <typename V>
+AK_HD Args known(Args a, bool whole) {
+  if (V::summed == kSumThird) a.rule.criterion = kThirdOrder;
+  if (V::summed == kSumFirst) a.rule.criterion = kReleased;
+  if (V::summed == kSumDefect) a.rule.criterion = kDefect;
+  if (whole) a.rule.stages = 1;
+  return a;
+}
+
+inline Summed summed_of(const Rule& rule) {
+  return needs_third(rule.criterion)    ? kSumThird
+         : needs_first(rule.criterion)  ? kSumFirst
+         : needs_defect(rule.criterion) ? kSumDefect
+                                        : kSumNothing;
+}
+
+template <Summed summed>
+using Sum = std::integral_constant<Summed, summed>;
+
+// Calls launch(Sum<...>(), std::bool_constant<filled>()).
+template <typename Launch>
+auto with_rule(const Args& a, Launch launch) {
+  using Filled = std::true_type;
+  using Reused = std::false_type;
+  switch (summed_of(a.rule)) {
+    case kSumThird:
+      return a.outputs ? launch(Sum<kSumThird>(), Filled()) : launch(Sum<kSumThird>(), Reused());
+    case kSumFirst:
+      return a.outputs ? launch(Sum<kSumFirst>(), Filled()) : launch(Sum<kSumFirst>(), Reused());
+    case kSumDefect:
+      return launch(Sum<kSumDefect>(), Filled());
+    default:
+      return a.outputs ? launch(Sum<kSumNothing>(), Filled())
+                       : launch(Sum<kSumNothing>(), Reused());
+  }
+}
+
+// Whether every row is moved 16 bytes at a time and the network reads what it writes.
+inline bool is_regular(const Args& a) { return a.aligned && a.input_type == a.output_type; }
+
+// Calls launch(Identity<T>()) with the dtype of a regular network.
+template <typename T>
+struct Identity {
+  using type = T;
+};
+template <typename Launch>
+auto with_network(const Args& a, Launch launch) {
+  switch (a.output_type) {
+    case ScalarType::Float:
+      return launch(Identity<float>());
+    case ScalarType::Half:
+      return launch(Identity<Half>());
+    default:
+      return launch(Identity<BFloat16>());
+  }
+}
+
+}  // namespace ak
