@@ -98,8 +98,9 @@ inline bool launch_run(const Args& a, cudaStream_t stream, cudaError_t* error) {
         *error = launch_sumless_advance<V>(a, stream);
         return true;
       };
-      return a.K > 1 || may_add_noise(a) ? launch_of(std::true_type())
-                                         : launch_of(std::false_type());
+      if constexpr (!kSeldom<kSum, kFilled>)
+        if (a.K == 1 && !may_add_noise(a)) return launch_of(std::false_type());
+      return launch_of(std::true_type());
     });
   });
 }

@@ -44,10 +44,13 @@ inline cudaError_t launch_step(const Args& a, bool fresh, cudaStream_t stream) {
       return launch_step_of<Variant<void, kSum, kFilled, true, true>>(a, fresh, stream);
     return with_network(a, [&](auto network) {
       using T = typename decltype(network)::type;
-      if (may_add_noise(a))
-        return launch_step_of<Variant<T, kSum, kFilled, true, true>>(a, fresh, stream);
-      if (a.K > 1) return launch_step_of<Variant<T, kSum, kFilled, true, false>>(a, fresh, stream);
-      return launch_step_of<Variant<T, kSum, kFilled, false, false>>(a, fresh, stream);
+      if constexpr (!kSeldom<kSum, kFilled>) {
+        if (!may_add_noise(a) && a.K == 1)
+          return launch_step_of<Variant<T, kSum, kFilled, false, false>>(a, fresh, stream);
+        if (!may_add_noise(a))
+          return launch_step_of<Variant<T, kSum, kFilled, true, false>>(a, fresh, stream);
+      }
+      return launch_step_of<Variant<T, kSum, kFilled, true, true>>(a, fresh, stream);
     });
   });
 }

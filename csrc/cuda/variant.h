@@ -37,6 +37,8 @@ AK_HD Args known(Args a, bool whole) {
   if (V::summed == kSumThird) a.rule.criterion = kThirdOrder;
   if (V::summed == kSumFirst) a.rule.criterion = kReleased;
   if (V::summed == kSumDefect) a.rule.criterion = kDefect;
+  if (V::summed == kSumNothing && a.rule.criterion != kPlan)
+    a.rule.criterion = a.rule.criterion == kEvery ? kEvery : kNever;
   if (whole) a.rule.stages = 1;
   return a;
 }
@@ -68,6 +70,11 @@ auto with_rule(const Args& a, Launch launch) {
                        : launch(Sum<kSumNothing>(), Reused());
   }
 }
+
+// A fill under a rule by differences is seldom asked for: its kernels are compiled with a history
+// and noise alone.
+template <Summed summed, bool filled>
+constexpr bool kSeldom = filled && (summed == kSumThird || summed == kSumFirst);
 
 // Whether every row is moved 16 bytes at a time and the network reads what it writes.
 inline bool is_regular(const Args& a) { return a.aligned && a.input_type == a.output_type; }

@@ -9,8 +9,39 @@ namespace ak {
 
 constexpr int kQuad = 4;
 
-// One instruction: a compiler may take a struct's store apart.
-__device__ __forceinline__ void store_now(float4 from, float* to) {
+// One instruction each, and no branch around it: a compiler may take a struct's load or store
+// apart. Zeros where not `there`.
+__device__ __forceinline__ float4 load_whole(const float4* from, bool there) {
+#if defined(__CUDA_ARCH__)
+  float4 four;
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %5, 0; mov.f32 %0, 0f00000000; mov.f32 %1, 0f00000000; "
+      "mov.f32 %2, 0f00000000; mov.f32 %3, 0f00000000; @p ld.global.v4.f32 {%0, %1, %2, %3}, [%4];}"
+      : "=&f"(four.x), "=&f"(four.y), "=&f"(four.z), "=&f"(four.w)
+      : "l"(from), "r"(static_cast<uint32_t>(there))
+      : "memory");
+  return four;
+#else
+  return there ? *from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#endif
+}
+
+__device__ __forceinline__ uint2 load_whole(const uint2* from, bool there) {
+#if defined(__CUDA_ARCH__)
+  uint2 two;
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %3, 0; mov.u32 %0, 0; mov.u32 %1, 0; "
+      "@p ld.global.v2.u32 {%0, %1}, [%2];}"
+      : "=&r"(two.x), "=&r"(two.y)
+      : "l"(from), "r"(static_cast<uint32_t>(there))
+      : "memory");
+  return two;
+#else
+  return there ? *from : make_uint2(0u, 0u);
+#endif
+}
+
+__device__ __forceinline__ void store_whole(float4 from, float* to) {
 #if defined(__CUDA_ARCH__)
   __stwb(reinterpret_cast<float4*>(to), from);
 #else
@@ -18,7 +49,7 @@ __device__ __forceinline__ void store_now(float4 from, float* to) {
 #endif
 }
 
-__device__ __forceinline__ void store_now(uint2 from, uint16_t* to) {
+__device__ __forceinline__ void store_whole(uint2 from, uint16_t* to) {
 #if defined(__CUDA_ARCH__)
   __stwb(reinterpret_cast<uint2*>(to), from);
 #else
@@ -30,8 +61,7 @@ __device__ __forceinline__ void store_now(uint2 from, uint16_t* to) {
 template <bool kAligned>
 __device__ __forceinline__ void load(const float* from, int n, float (&to)[kQuad]) {
   if constexpr (kAligned) {
-    float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (n > 0) four = *reinterpret_cast<const float4*>(from);
+    const float4 four = load_whole(reinterpret_cast<const float4*>(from), n > 0);
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   } else {
 #pragma unroll
@@ -42,7 +72,7 @@ __device__ __forceinline__ void load(const float* from, int n, float (&to)[kQuad
 template <bool kAligned>
 __device__ __forceinline__ void store(const float (&from)[kQuad], int n, float* to) {
   if constexpr (kAligned) {
-    if (n > 0) store_now(make_float4(from[0], from[1], from[2], from[3]), to);
+    if (n > 0) store_whole(make_float4(from[0], from[1], from[2], from[3]), to);
   } else {
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
@@ -83,8 +113,8 @@ struct PackedHalves {
   uint2 words;
 
   __device__ __forceinline__ void load(const void* row, ScalarType, int64_t at, int n) {
-    words = make_uint2(0u, 0u);
-    if (n > 0) words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row) + at);
+    words =
+        load_whole(reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row) + at), n > 0);
   }
 
   static __device__ __forceinline__ PackedHalves pack(ScalarType, const float (&from)[kQuad]) {
@@ -92,7 +122,7 @@ struct PackedHalves {
   }
 
   __device__ __forceinline__ void store(void* row, ScalarType, int64_t at, int n) const {
-    if (n > 0) store_now(words, static_cast<uint16_t*>(row) + at);
+    if (n > 0) store_whole(words, static_cast<uint16_t*>(row) + at);
   }
 };
 

@@ -18,6 +18,7 @@ SUMS = {
     "warp_sums": [sum(range(32))] * 512,
     "grid_sum": [sum(range(512))] * 8,
 }
+MESSAGES = [3.0 * k for k in range(1, 9)]
 ROUNDS = [sum(range(5)) * sum(range(8))] * 8
 
 PROGRAM = r"""
@@ -119,6 +120,26 @@ __global__ void rounds(double* slots, unsigned* state, double* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
+// The block that waits adds what the others have sent, by relaxed stores. It tells a message by the
+// launch's number; `trusts`: by nothing, or by a ticket, with a fence before it or without.
+enum Trust { kNumber, kNothing, kTicket, kFencedTicket };
+template <Trust trusts>
+__global__ void messages(uint64_t* words, unsigned* tickets, uint64_t number, double* out) {
+  AK_SHARED(bool, adds);
+  if (threadIdx.x == 0) {
+    store_relaxed(&words[blockIdx.x], number << 32 | (blockIdx.x + 1));
+    if (trusts == kFencedTicket) __threadfence();
+    const bool last = trusts >= kTicket && atomicAdd(tickets, 1) == gridDim.x - 1;
+    adds = trusts >= kTicket ? last : blockIdx.x == gridDim.x - 1;
+    if (last) *tickets = 0;
+  }
+  __syncthreads();
+  if (!adds || threadIdx.x >= gridDim.x) return;
+  uint64_t word = load_relaxed(&words[threadIdx.x]);
+  while (trusts == kNumber && word >> 32 != number) word = load_relaxed(&words[threadIdx.x]);
+  out[threadIdx.x] += static_cast<unsigned>(word);
+}
+
 __global__ void diverge(int how) {
   if (how != 1 && threadIdx.x == 5) return;
   if (how == 1 && threadIdx.x == 5) __syncthreads();
@@ -160,6 +181,15 @@ int main(int, char** argv) {
   launch("grid_sum early", grid_sum<true>, s, state.data(), o);
   launch("rounds", rounds, s, state.data(), o);
   launch("cooperative rounds", rounds, s, state.data(), o);
+  std::vector<uint64_t> words(8);
+  uint64_t* w = words.data();
+  if (claim.find("messages") != std::string::npos) out.assign(8, 0);
+  for (uint64_t number = 1; number <= 3; ++number) {
+    launch("cooperative messages", messages<kNumber>, w, state.data(), number, o);
+    launch("cooperative messages trusted", messages<kNothing>, w, state.data(), number, o);
+    launch("messages by ticket", messages<kTicket>, w, state.data(), number, o);
+    launch("messages by fenced ticket", messages<kFencedTicket>, w, state.data(), number, o);
+  }
   launch("diverge 0", diverge, 0);
   launch("diverge 1", diverge, 1);
   launch("diverge 2", diverge, 2);
@@ -232,6 +262,20 @@ def test_a_grid_barrier_holds_in_every_order(program):
     for schedule in SCHEDULES:
         done = run(program, "cooperative rounds", *schedule)
         assert done.error == 0 and done.values == ROUNDS, (schedule, done)
+
+
+@pytest.mark.parametrize("claim", ["cooperative messages", "messages by fenced ticket"])
+def test_messages_arrive_in_every_order(program, claim):
+    for schedule in SCHEDULES:
+        done = run(program, claim, *schedule)
+        assert done.error == 0 and done.values == MESSAGES, (schedule, done)
+
+
+@pytest.mark.parametrize("claim", ["cooperative messages trusted", "messages by ticket"])
+def test_a_message_read_before_it_came_gives_a_wrong_sum(program, claim):
+    """A relaxed store is seen late; neither the order of blocks nor a ticket says it is there."""
+    runs = [run(program, claim, RANDOM, seed) for seed in range(24)]
+    assert not all(done.values == MESSAGES for done in runs)
 
 
 @pytest.mark.parametrize("order", ORDERS)

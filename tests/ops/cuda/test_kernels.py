@@ -121,6 +121,84 @@ def test_the_condition_of_a_graph_ends_the_loop(rule, elements):
     assert emulated.counters()["value"] == 0
 
 
+@pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
+@pytest.mark.parametrize("elements", [256 * 1024 + 8, 600_000])
+def test_large_samples_send_their_sums_in_pairs(rule, elements):
+    """`step` on one block for two pieces, `advance` on few blocks and on many: one order of sums."""
+    table = problems.table(8)
+    start = EMULATED.begun(table, 1, elements, problems.config(rule, table, 1.0))
+    states = [start, start.clone(), start.clone(), problems.elsewhere(start)]
+    devices = [(7, 2), (7, 2), (10, 3)]
+    for tick in range(5):
+        output = problems.outputs(start, tick)
+        for k, state in enumerate(states):
+            state.model_output.copy_(output)
+            if k < 3:
+                emulated.set_device(*devices[k], order="in order")
+            if k == 0:
+                state.step(True)
+                for _ in range(5):
+                    state.step(False)
+            else:
+                state.advance()
+        assert_same(states[1], start)
+        assert_same(states[2], start)
+        assert torch.equal(states[3].progress, start.progress)
+        assert torch.equal(states[3].current(), start.current())
+        torch.testing.assert_close(states[3].measures, start.measures, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rule", ["third_order", "released", "defect", "plan"])
+def test_what_a_workspace_held_neither_hangs_a_launch_nor_counts(rule):
+    """Messages of other launches, or anything: a message is known by its launch's number."""
+    table = problems.table(10)
+    right = EMULATED.begun(table, 2, 8200, problems.config(rule, table, 1.0))
+    dirty = right.clone()
+    bits = torch.randint(-(2**62), 2**62, dirty.workspace.shape)
+    dirty.workspace.copy_(bits.view(torch.float64))
+    dirty.workspace.view(torch.int32).view(2, -1)[:, [0, 1, 3]] = 0  # counters
+    emulated.set_device(2, 2, seed=5)
+    for verb in ("advance", "step"):
+        a, b = right.clone(), dirty.clone()
+        for _ in zip(sampled(a, verb=verb), sampled(b, verb=verb), strict=True):
+            assert_same(a, b)
+    # With counters too no decision may come, but every launch ends.
+    dirty.workspace.copy_(bits.view(torch.float64))
+    dirty.model_output.copy_(problems.outputs(dirty, 0))
+    dirty.advance()
+    dirty.step(True)
+
+
+def test_a_network_that_reads_another_dtype_than_it_writes():
+    table = problems.table(8, 2)
+    for rule in ("third_order", "defect", "plan"):
+        state = EMULATED.begun(table, 2, 2056, problems.config(rule, table, 1.0))
+        state.model_output = state.model_output.bfloat16()
+        cpu = problems.elsewhere(state)
+        emulated.set_device(2, 2)
+        for _ in zip(sampled(state), sampled(cpu), strict=True):
+            assert_same(state, cpu, ("measures", "score"))
+
+
+def test_a_ring_too_deep_to_find_a_slot_by_a_product():
+    table = problems.table(8)
+    state = EMULATED.begun(table, 1, 40)
+    # Steps times slots beyond 2^32: slots are found by a division.
+    deep = torch.zeros(2**20, 1, 40)
+    state.latents, shallow = deep, state.clone()
+    deep[0] = shallow.latents[0]
+    rows = state.rows.repeat(600, 1)
+    assert len(rows) * len(deep) > 2**32
+    for one in (state, shallow):
+        one.rows = rows
+        one.refreshed, one.score = torch.zeros(4800, 1).bool(), torch.zeros(4800, 1)
+        one.progress[0] = 4000
+        one.latents[4000 % len(one.latents)] = 0.5
+        one.model_output.fill_(0.25)
+        one.step(True)
+    assert torch.equal(deep[4001], shallow.latents[4001 % len(shallow.latents)])
+
+
 def test_rows_that_do_not_stand_on_16_bytes_are_moved_one_by_one():
     table = problems.table(6, 2)
     for name in ("latents", "model_output", "model_input", "history"):
