@@ -94,8 +94,8 @@ FIELDS = (
     Field(
         *("workspace", ("B", "P", SUMS), (torch.float64,), BUFFER),
         "`workspace_shape`: zeros before the first call on it and between calls what the last one "
-        "left. Anything else, as two calls at a time on one workspace, makes a launch wrong or "
-        "endless, and nothing reports it. Needed on a GPU; None on the CPU.",
+        "left. With anything else a sample may stand still, and nothing reports it; two calls at a "
+        "time on one workspace may never end. Needed on a GPU; None on the CPU.",
         written=True,
         optional=True,
     ),

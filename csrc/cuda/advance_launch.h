@@ -6,11 +6,14 @@
 
 namespace ak {
 
-// A block of many threads has one quad in each, and pieces of two on shelves; one of few has two
-// quads and no shelves, and four of them share a multiprocessor.
+// A block of many threads has one quad in each, and any number of units; one of few has two quads
+// and a single unit.
 constexpr int kManyThreads = 512, kFewThreads = 256;
+// How many of them share a multiprocessor's registers.
 template <typename V>
-constexpr int kAdvanceBlocks = V::history || V::noise ? 1 : 2;
+constexpr int kManyBlocks = V::history || V::noise ? 1 : 2;
+template <typename V>
+constexpr int kFewBlocks = V::filled ? 3 : 4;
 
 inline int64_t units_of(const Args& a) { return (a.pieces + 1) / 2; }
 
@@ -35,7 +38,7 @@ constexpr int64_t kMostShelf = shelf_bytes<V>(kRunHistory + 1);
 template <typename V>
 cudaError_t launch_sumless_advance(const Args& a, cudaStream_t stream) {
   static Rooms rooms;
-  const auto kernel = advance_kernel<V, kManyThreads, kAdvanceBlocks<V>>;
+  const auto kernel = advance_kernel<V, kManyThreads, kManyBlocks<V>>;
   const int64_t wanted = 2 * rooms.of(kernel, kManyThreads, 0).blocks / a.B;
   const Shares shares = share_out(a, least(units_of(a), wanted > 1 ? wanted : 1), 0);
   return launch(kernel, dim3(shares.items), kManyThreads, 0, false, stream, a, shares);
@@ -46,7 +49,7 @@ template <typename V>
 bool launch_many_samples(const Args& a, int64_t room_of_other, cudaStream_t stream,
                          cudaError_t* error) {
   static Rooms rooms;
-  const auto kernel = advance_kernel<V, kFewThreads, 2 * kAdvanceBlocks<V>>;
+  const auto kernel = advance_kernel<V, kFewThreads, kFewBlocks<V>>;
   const int64_t units = units_of(a);
   if (a.B * units <= room_of_other) return false;
   const Room room = rooms.of(kernel, kFewThreads, kMostShelf<V>);
@@ -62,7 +65,7 @@ bool launch_many_samples(const Args& a, int64_t room_of_other, cudaStream_t stre
 template <typename V>
 bool launch_advance_together(const Args& a, cudaStream_t stream, cudaError_t* error) {
   static Rooms rooms;
-  const auto kernel = advance_kernel<V, kManyThreads, kAdvanceBlocks<V>>;
+  const auto kernel = advance_kernel<V, kManyThreads, kManyBlocks<V>>;
   const Room room = rooms.of(kernel, kManyThreads, kMostShelf<V>);
   const int64_t shelf = shelf_bytes<V>(a.K);
   if (!room.cooperative || room.blocks == 0) return false;

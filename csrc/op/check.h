@@ -54,7 +54,7 @@ inline void check_rule(const Tensors& t, const Rule& rule) {
 inline void check_alignment(Args* a) {
   const int64_t all = int64_t{1} << 32;
   a->ring_inverse = static_cast<uint32_t>((all + a->R - 1) / a->R);
-  a->aligned = a->N % 8 == 0 && a->N < all / 2 && a->T + a->R < all / a->R;
+  a->aligned = a->N % 8 == 0 && a->N < all / 2 - 4 * kPiece && a->T + a->R < all / a->R;
   for (const void* at : {static_cast<const void*>(a->latents), static_cast<const void*>(a->history),
                          static_cast<const void*>(a->outputs), static_cast<const void*>(a->noise),
                          static_cast<const void*>(a->model_input), a->model_output})

@@ -28,12 +28,15 @@ def test_the_compiled_library_serves_cuda():
 @pytest.mark.parametrize("rule", RULES)
 def test_advance_is_step_repeated(implementation, rule):
     """Held in registers, read again, too large for one launch, not on 16 bytes: the same bits."""
-    # Held in registers; in shared memory too; more than fits; more samples than blocks at once; not
-    # on 16 bytes; a long history; a run of nine.
+    # On chip at once; more samples than that; more of one than fits; many small ones; not on 16
+    # bytes; a long history; a run of nine.
     shapes = [(1, 65536), (70, 20480), (1, 2_000_008), (1, 8_000_000), (300, 2048), (3, 4099)]
     cases = [(*shape, 2, 4) for shape in shapes] + [(2, 4096, 4, 4), (2, 4096, 2, 9)]
+    # Without noise and history, where more samples go through smaller blocks; and two large ones.
+    cases += [(*shape, 1, 4) for shape in (*shapes[:4], (64, 65536), (2, 4_838_400))]
     for batch, elements, history, max_skip in cases:
-        table = problems.table(11, history, stochastic="repair" not in rule)
+        noisy = history > 1 and "repair" not in rule
+        table = problems.table(11, history, stochastic=noisy)
         config = problems.config(rule, table, 0.6, max_skip)
         one = implementation.state(problems.state(table, batch, elements, config))
         if history == 4:

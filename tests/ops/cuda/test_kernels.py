@@ -96,6 +96,33 @@ def test_every_schedule_and_device_gives_the_same_bits(rule, granularity):
     assert int(expected.nfe.max()) < 10
 
 
+@pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_more_samples_than_run_at_once_have_the_bits_of_one_alone(rule, dtype):
+    """Blocks go from sample to sample, some of which wait for nothing or have run to their end."""
+    table = problems.table(10)
+    config = problems.config(rule, table, 1.0)
+    many = EMULATED.begun(table, 9, 4104, config, guided=True, dtype=dtype)
+    many.index[3], many.index[7] = 10, -1
+    # The rule by its measure skips where that is small.
+    many.threshold.copy_(torch.logspace(-3, 0.5, 9))
+    alone = many.clone()
+    for tick in range(6):
+        output = problems.outputs(many, tick)
+        many.model_output.copy_(output)
+        alone.model_output.copy_(output)
+        emulated.set_device(2, 2, order="random", seed=tick)
+        many.advance()
+        assert emulated.counters()["launches"] == 1
+        emulated.set_device(40, 8, order="in order", cooperative=False)
+        alone.step(True)
+        for _ in range(6):
+            alone.step(False)
+        assert_same(many, alone)
+        assert_idle(many)
+    assert len(set(many.nfe.tolist())) > 2, many.nfe
+
+
 @pytest.mark.parametrize("rule", ["third_order", "every(3) linear", "defect", "never"])
 @pytest.mark.parametrize("elements", [2056, 33])
 def test_the_condition_of_a_graph_ends_the_loop(rule, elements):
@@ -124,7 +151,7 @@ def test_the_condition_of_a_graph_ends_the_loop(rule, elements):
 @pytest.mark.parametrize("rule", ["third_order", "released", "defect"])
 @pytest.mark.parametrize("elements", [256 * 1024 + 8, 600_000])
 def test_large_samples_send_their_sums_in_pairs(rule, elements):
-    """`step` on one block for two pieces, `advance` on few blocks and on many: one order of sums."""
+    """`step`, and `advance` on few blocks and on many: one order of sums."""
     table = problems.table(8)
     start = EMULATED.begun(table, 1, elements, problems.config(rule, table, 1.0))
     states = [start, start.clone(), start.clone(), problems.elsewhere(start)]
