@@ -30,24 +30,33 @@ template <typename V>
 constexpr int kFirstColumn = V::summed == kSumThird ? 1 : 0;
 constexpr int kDefectColumn = 0;
 
-// The arguments with what a kernel knows of them when it is compiled, so that the compiler leaves
-// out what cannot be; `whole`: its steps are whole ones.
-template <typename V>
-AK_HD Args known(Args a, bool whole) {
-  if (V::summed == kSumThird) a.rule.criterion = kThirdOrder;
-  if (V::summed == kSumFirst) a.rule.criterion = kReleased;
-  if (V::summed == kSumDefect) a.rule.criterion = kDefect;
-  if (V::summed == kSumNothing && a.rule.criterion != kPlan)
-    a.rule.criterion = a.rule.criterion == kEvery ? kEvery : kNever;
-  if (whole) a.rule.stages = 1;
-  return a;
+AK_HD Summed summed_by(int64_t criterion) {
+  return needs_third(criterion)    ? kSumThird
+         : needs_first(criterion)  ? kSumFirst
+         : needs_defect(criterion) ? kSumDefect
+                                   : kSumNothing;
 }
 
-inline Summed summed_of(const Rule& rule) {
-  return needs_third(rule.criterion)    ? kSumThird
-         : needs_first(rule.criterion)  ? kSumFirst
-         : needs_defect(rule.criterion) ? kSumDefect
-                                        : kSumNothing;
+// The criterion, which is one of those that take the kernel's sums: so that the compiler leaves out
+// what the others are.
+template <typename V>
+AK_HD int64_t known_criterion(int64_t criterion) {
+  int64_t known = -1;
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int64_t code = 0; code < kCriteria; ++code)
+    if (summed_by(code) == V::summed && (known < 0 || criterion == code)) known = code;
+  return known;
+}
+
+// The arguments with what a kernel knows of them when it is compiled; `whole`: its steps are whole
+// ones.
+template <typename V>
+AK_HD Args known(Args a, bool whole) {
+  a.rule.criterion = known_criterion<V>(a.rule.criterion);
+  if (whole) a.rule.stages = 1;
+  return a;
 }
 
 template <Summed summed>
@@ -58,7 +67,7 @@ template <typename Launch>
 auto with_rule(const Args& a, Launch launch) {
   using Filled = std::true_type;
   using Reused = std::false_type;
-  switch (summed_of(a.rule)) {
+  switch (summed_by(a.rule.criterion)) {
     case kSumThird:
       return a.outputs ? launch(Sum<kSumThird>(), Filled()) : launch(Sum<kSumThird>(), Reused());
     case kSumFirst:

@@ -500,7 +500,7 @@ def test_the_report_says_what_failed(tmp_path, capsys):
     assert "missed: the engine with networks of 5 ms" in out and "9.5" in out
     (line,) = [line for line in out.splitlines() if line.startswith("5 ms, groups, adaptive")]
     assert line.split()[4:] == ["130260", "26", "5000", "10", "-", "-"]
-    assert "missed: advance that moves 64 MB or more" in out and "failed: tests" in out
+    assert "met: SDXL, one image, defect: microseconds of step" in out and "failed: tests" in out
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"cases": [1], "rows": 3}', JUNIT])

@@ -106,7 +106,7 @@ def replaced(name, value, rule="third_order"):
         ("rows", lambda t: t[:, :10].clone(), r"rows must have shape \[T, 10 \+ K\]"),
         ("rows", lambda t: t.repeat(1, 2), r"rows must have shape .* 1 <= K <= 8, got \(8, 24\)"),
         ("rows", lambda t: t[:5].clone(), r"refreshed must have shape \(5, 2\), got \(8, 2\)"),
-        ("seed", lambda t: t.int(), "seed must be int64"),
+        ("seed", torch.zeros(2).int(), "seed must be int64"),
         ("noise", torch.zeros(8, 2, 39), r"noise must have shape \(8, 2, 40\), got \(8, 2, 39\)"),
         ("outputs", torch.zeros(3, 2, 40), "outputs and weights must be given together"),
         ("weights", torch.zeros(8, 4, 4, 8), "outputs and weights must be given together"),

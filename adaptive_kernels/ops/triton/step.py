@@ -90,6 +90,9 @@ def sweep(
     step, fresh, boundary = at.index, at.run == 0, (at.index + 1) % STAGES == 0
     row = a.rows + step * (SCALARS + K)
     latents = a.latents + block
+    A, S = tl.load(row + 2), tl.load(row + 3)
+    if a.noise is None and a.seed is None:
+        A = tl.where(S != 0.0, float("nan"), A)
     x = tl.load(latents + slot(step, a.R) * slab, mask=inside, other=0.0)
 
     called = inside
@@ -106,22 +109,20 @@ def sweep(
     else:
         h = tl.load(row) * x + tl.load(row + 1) * m
 
-    x_next = tl.load(row + 2) * x + tl.load(row + SCALARS) * h
+    x_next = A * x + tl.load(row + SCALARS) * h
     for k in tl.static_range(1, K):
         exists = step >= k
         at_k = slot(step + (K - 1 - k), K - 1) * slab
         old = tl.load(a.history + at_k + block, mask=inside & exists, other=0.0)
         x_next = tl.where(exists, x_next + tl.load(row + SCALARS + k) * old, x_next)
-    S = tl.load(row + 3)
-    if S != 0.0:
-        if a.noise is not None:
-            z = tl.load(a.noise + step * slab + block, mask=inside, other=0.0)
+    # The first is known when the kernel is compiled.
+    if a.noise is not None or a.seed is not None:  # noqa: SIM102
+        if S != 0.0:
+            if a.noise is not None:
+                z = tl.load(a.noise + step * slab + block, mask=inside, other=0.0)
+            else:
+                z = normal(tl.load(a.seed + at.b), step, piece * (BLOCK // 4), BLOCK)
             x_next = x_next + S * z
-        elif a.seed is not None:
-            z = normal(tl.load(a.seed + at.b), step, piece * (BLOCK // 4), BLOCK)
-            x_next = x_next + S * z
-        else:
-            x_next = x_next + S * float("nan")
 
     if (FIRST >> CRITERION) & 1:
         x0 = x

