@@ -111,6 +111,6 @@ class Loop:
         self.network.state.advance(self.network.output, condition=condition)
 
     def _steps(self, condition: int) -> None:
+        # With the condition every step is an ordinary launch; the last one's value counts.
         for k in range(self.steps):
-            last = k == self.steps - 1
-            self.network.state.step(k == 0, self.network.output, condition if last else None)
+            self.network.state.step(k == 0, self.network.output, condition)

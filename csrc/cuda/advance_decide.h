@@ -120,4 +120,26 @@ __device__ __forceinline__ void save_run(const Args& a, const Run& run, uint32_t
   tell_graph(a, run.after);
 }
 
+// By a whole block, whose sums were sent: the run's length, decided here or waited for. The first
+// warp decides while the others add.
+template <typename V, int kThreads>
+__device__ __forceinline__ void agree(const Args& a, int64_t b, bool decides, Item* now,
+                                      Deciding<V>* deciding) {
+  if (!decides) {
+    if (threadIdx.x == 0) settle(now, wait_for(&head_of(a, b)->length, now->number));
+    return;
+  }
+  if (threadIdx.x < 32)
+    get_ready(a, now->at, deciding);
+  else
+    add_run<V, kThreads>(a, b, now->number, now->columns, deciding);
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const Run run = decide_run(a, now->at, now->columns, true, true, deciding);
+  if (!run.ends) return;
+  send(&head_of(a, b)->length, static_cast<uint32_t>(run.length), now->number);
+  settle(now, run.length);
+  save_run(a, run, now->number, *deciding);
+}
+
 }  // namespace ak

@@ -23,32 +23,6 @@
 
 namespace ak {
 
-constexpr int64_t kUnit = 2 * kPiece;  // elements of a block at a time
-
-// How the samples are shared out among blocks, and of how many units each keeps what the second
-// half needs in shared memory.
-struct Shares {
-  uint32_t items, blocks;  // of all samples, of one
-  int32_t shelves;
-};
-
-// What all threads of a block know of its item; in shared memory, since registers are what limits
-// how many blocks run at once.
-struct Item {
-  Place at;
-  uint32_t number;  // of the launch's messages
-  int32_t candidates, columns;
-  float scale;
-  int64_t length;  // of the run
-  Rows rows;
-};
-
-// The run is known, and differences have been taken.
-__device__ __forceinline__ void settle(Item* now, int64_t length) {
-  now->length = length;
-  now->rows.x_1 = now->rows.x_2 = nullptr;
-}
-
 template <int kThreads>
 constexpr int kQuadsOf = static_cast<int>(kUnit) / kQuad / kThreads;
 
@@ -85,6 +59,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     const Place first_at = place_now(a, b);
     const uint32_t first_number = launch_number(a, b);
+    const float scale = guidance_of(a, b);
     if (!moves(a, first_at, true)) {
       if (decides && threadIdx.x == 0) tell_graph(a, first_at);
       continue;
@@ -119,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
              first_number,
              static_cast<int32_t>(candidates),
              kBegins ? 1 : static_cast<int32_t>(V::columns * candidates),
-             guidance_of(a, b),
+             scale,
              0,
              rows};
     }
@@ -157,24 +132,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
           stand_at(unit + shares.blocks, g);
         }
       }
-      if (decides) {
-        if (warp == 0) {
-          get_ready(a, at, &deciding);
-        } else {
-          add_run<V, kThreads>(a, b, now.number, now.columns, &deciding);
-        }
-        __syncthreads();
-        if (warp == 0) {
-          const Run run = decide_run(a, at, now.columns, true, true, &deciding);
-          if (run.ends) {
-            send(&head_of(a, b)->length, static_cast<uint32_t>(run.length), now.number);
-            settle(&now, run.length);
-            save_run(a, run, now.number, deciding);
-          }
-        }
-      } else if (threadIdx.x == 0) {
-        settle(&now, wait_for(&head_of(a, b)->length, now.number));
-      }
+      agree<V, kThreads>(a, b, decides, &now, &deciding);
     } else if (warp == 0) {
       const Run run = decide_run(a, at, 0, false, false, &deciding);
       if (run.ends) settle(&now, run.length);

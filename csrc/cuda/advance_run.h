@@ -2,8 +2,8 @@
 // the steps themselves.
 #pragma once
 
+#include "cuda/advance_item.h"
 #include "cuda/grid/sums.h"
-#include "cuda/shelf.h"
 #include "cuda/thread/solve.h"
 
 namespace ak {

@@ -14,12 +14,14 @@ inline dim3 grid_of_step(const Args& a, int64_t each) {
               static_cast<unsigned>((a.B + rows - 1) / rows));
 }
 
-// False where the blocks of all samples cannot run at once.
+// False where the blocks of all samples cannot run at once, and in a loop inside a graph: before
+// driver 12.6 and under MPS its body takes no cooperative launch, and `step` is the way out.
 template <typename V>
 bool launch_small_step(const Args& a, bool fresh, cudaStream_t stream, cudaError_t* error) {
   static Rooms rooms;
   const auto kernel = step_kernel<V, 1>;
-  if (a.rule.batch_wide || a.rule.stages > 1 || a.pieces > kMostSinglePieces) return false;
+  if (a.conditional || a.rule.batch_wide || a.rule.stages > 1 || a.pieces > kMostSinglePieces)
+    return false;
   const Room room = rooms.of(kernel, kStepThreads, 0);
   if (!room.cooperative || a.B * a.pieces > room.blocks) return false;
   *error = launch(kernel, grid_of_step(a, 1), kStepThreads, 0, true, stream, a, fresh);

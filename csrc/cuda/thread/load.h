@@ -1,7 +1,9 @@
 // What a thread reads of its elements for a step or a run, and where a sample's rows are.
 #pragma once
 
-#include "cuda/thread/access.h"
+#include "cuda/grid/device.h"
+#include "cuda/thread/packed.h"
+#include "cuda/variant.h"
 #include "op/progress.h"
 
 namespace ak {

@@ -76,16 +76,24 @@ def kernel_name(mangled):
     return next(names(verb, NETWORKS[network], [rule], [terms], [shape]))
 
 
+def listing(*options):
+    """(architecture, kernel, line) of what cuobjdump lists by kernel."""
+    architecture = kernel = None
+    for line in inspect(*options).splitlines():
+        if match := re.search(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function ?: ?(\w+)|Function (\w+):", line):
+            kernel = kernel_name(match[1] or match[2])
+        else:
+            yield architecture, kernel, line
+
+
 @cache
 def resources():
     """{architecture: {kernel: {REG, STACK, LOCAL, SHARED, ...}}}"""
-    found, architecture, kernel = {}, None, None
-    for line in inspect("-res-usage").splitlines():
-        if match := re.match(r"arch = (\w+)", line):
-            architecture = match[1]
-        elif match := re.search(r"Function (\w+):", line):
-            kernel = kernel_name(match[1])
-        elif "REG:" in line:
+    found = {}
+    for architecture, kernel, line in listing("-res-usage"):
+        if "REG:" in line:
             numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
             found.setdefault(architecture, {})[kernel] = numbers
     return found
@@ -94,15 +102,10 @@ def resources():
 @cache
 def instructions():
     """{architecture: {kernel: its instructions}}, those at its end that no thread reaches too."""
-    found, architecture, kernel = {}, None, None
-    for line in inspect("-sass").splitlines():
-        if match := re.search(r"arch = (\w+)", line):
-            architecture = match[1]
-        elif match := re.search(r"Function : (\w+)", line):
-            kernel = kernel_name(match[1])
-        elif re.search(r"/\*[0-9a-f]{4,}\*/\s+\S", line):
-            counts = found.setdefault(architecture, Counter())
-            counts[kernel] += 1
+    found = {}
+    for architecture, kernel, line in listing("-sass"):
+        if re.search(r"/\*[0-9a-f]{4,}\*/\s+\S", line):
+            found.setdefault(architecture, Counter())[kernel] += 1
     return found
 
 
@@ -153,11 +156,9 @@ def test_the_library_is_small():
 @needs_binary
 def test_kernels_move_16_bytes_at_a_time():
     """SASS of sm_90: rows on 16-byte boundaries are read and written in 128 bits."""
-    kernel, found = None, {}
-    for line in inspect("-sass", "-arch", "sm_90").splitlines():
-        if match := re.search(r"Function : (\w+)", line):
-            kernel = kernel_name(match[1])
-        elif match := re.search(r"\s((?:LDG|STG)[.\w]*)\s", line):
+    found = {}
+    for _, kernel, line in listing("-sass", "-arch", "sm_90"):
+        if match := re.search(r"\s((?:LDG|STG)[.\w]*)\s", line):
             found.setdefault(kernel, Counter())[match[1]] += 1
     assert set(found) == KERNELS
     for kernel, counts in found.items():

@@ -227,6 +227,17 @@ def test_a_ring_too_deep_to_find_a_slot_by_a_product():
     assert torch.equal(deep[4001], shallow.latents[4001 % len(shallow.latents)])
 
 
+def test_a_step_in_a_loop_is_an_ordinary_launch():
+    """A body may take no cooperative one; `step` is what serves there then."""
+    table = problems.table(12)
+    state = EMULATED.begun(table, 2, 2056, problems.config("third_order", table, 1.0))
+    for condition, cooperative in ((None, 1), (7, 0)):
+        state.model_output.copy_(problems.outputs(state, 0))
+        emulated.set_device(7, 7)
+        state.step(True, condition=condition)
+        assert emulated.counters()["cooperative"] == cooperative
+
+
 def test_rows_that_do_not_stand_on_16_bytes_are_moved_one_by_one():
     table = problems.table(6, 2)
     for name in ("latents", "model_output", "model_input", "history"):

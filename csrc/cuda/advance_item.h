@@ -1,9 +1,36 @@
-// What a block of `advance` keeps of its pieces between the halves of a run.
+// What a block of `advance` knows of its item, a sample's share, and what it keeps of the elements
+// between the halves of a run.
 #pragma once
 
 #include "cuda/thread/load.h"
 
 namespace ak {
+
+constexpr int64_t kUnit = 2 * kPiece;  // elements of a block at a time
+
+// How the samples are shared out among blocks, and of how many units each keeps what the second
+// half needs in shared memory.
+struct Shares {
+  uint32_t items, blocks;  // of all samples, of one
+  int32_t shelves;
+};
+
+// What all threads of a block know of its item; in shared memory, since registers are what limits
+// how many blocks run at once.
+struct Item {
+  Place at;
+  uint32_t number;  // of the launch's messages
+  int32_t candidates, columns;
+  float scale;
+  int64_t length;  // of the run
+  Rows rows;
+};
+
+// The run is known, and differences have been taken.
+__device__ __forceinline__ void settle(Item* now, int64_t length) {
+  now->length = length;
+  now->rows.x_1 = now->rows.x_2 = nullptr;
+}
 
 // The arrays of a thread's elements that the second half needs: under `defect`, whose first step is
 // taken in the first half, what that step left; else what it starts from.
