@@ -81,7 +81,7 @@ def _of(op: str, size: str | None = None, criterion: str | None = None) -> Calla
     )
 
 
-# What prototypes of the kernels reached on an H100, and a little more (docs/gpu.md).
+# What prototypes of the kernels reached on an H100, and a little more.
 FIRST_US = {
     ("step", "third_order"): 4.5,
     ("step", "defect"): 4.5,

@@ -77,6 +77,17 @@ def test_step_equals_reference(implementation, seed, **drawn):
     assert_idle(implementation, state)
 
 
+@of_each()
+def test_without_seeds_a_step_that_would_add_noise_leaves_nan(implementation):
+    table = problems.table(4, stochastic=True)
+    state = implementation.begun(table, 2, 40, problems.config("third_order", table))
+    state.tables = dataclasses.replace(state.tables, adds_noise=False)
+    assert state.arguments().seed is None
+    state.model_output.copy_(problems.outputs(state, 0))
+    state.step(True)
+    assert bool(state.current().isnan().all()) and bool((state.index == 1).all())
+
+
 @claim(10, lambda one: ANY_MIDWAY | {"fresh": st.sampled_from([False, True])})
 def test_samples_at_different_steps(implementation, fresh, **drawn):
     """A batch in the middle of everything: other steps, runs, finished samples among them."""
