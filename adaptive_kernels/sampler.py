@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .executors import Executors, Job, Prepared
 from .rules.config import AdaptiveConfig
 from .rules.fills import fill_tables
+from .sampling.bar import bar_of
 from .sampling.edit import edit
 from .sampling.inputs import begin, guidance_of
 from .sampling.network import DTYPES, GUIDANCE_CALLS, NetworkCall
 from .sampling.result import SamplingResult, StepInfo, info_of, result_of, warn_of_nonfinite
-from .sampling.skipping import Calls, wants_skips, warn_of_few_skips
+from .sampling.skipping import Calls, may_be_few, wants_skips, warn_of_few_skips
 from .sampling.solver import check_kinds, solver_of, warn_of_other_network
 from .sampling.start import Start
 from .sampling.state import State
@@ -165,7 +165,9 @@ class AdaptiveSampler:
         progress = self.progress if progress is None else _bool("progress", progress)
         scale = self.guidance_scale if guidance_scale is None else guidance_of(guidance_scale)
         is_one = scale is None and (guidance_scale is not None or self._scale_is_one)
-        start = self._begin(*(model, noise, latents, seed, step_noise, generator, scale, threshold))
+        given = (model, noise, latents, seed, step_noise, generator)
+        look = self._executors.look()
+        start = self._begin(*given, scale, threshold, look)
         guided = scale is not None
         network = NetworkCall(
             model,
@@ -192,15 +194,16 @@ class AdaptiveSampler:
                     edit(state, edited, noise)
 
         steps = self.table.num_steps * noise.shape[0]
-        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+        with bar_of(steps, progress) as bar:
             result = self._executors.run(
-                Job(network, start, gather, after_tick),
+                Job(network, start, gather, after_tick, look),
                 bar,
                 lambda state, executor, why: result_of(state, noise.shape, executor, why, bar),
             )
-        warn_of_nonfinite(result)
-        if not self._told and wants_skips(self.config, threshold):
-            # Once: all calls of a sampler are much alike.
+        broken = warn_of_nonfinite(result)
+        # Once: all calls of a sampler are much alike.
+        asked = not self._told and wants_skips(self.config, threshold)
+        if asked and (broken or may_be_few(result.nfe, self.table)):
             run = Calls.of(result.refreshed, result.nfe, result.score, result.nonfinite)
             self._told = warn_of_few_skips(self.config, self.table, run, 3)
         return result
@@ -248,7 +251,16 @@ class AdaptiveSampler:
         return self._begin(*given, self.guidance_scale)
 
     def _begin(
-        self, model, noise, latents, seed, step_noise, generator, guidance, threshold=None
+        self,
+        model,
+        noise,
+        latents,
+        seed,
+        step_noise,
+        generator,
+        guidance,
+        threshold=None,
+        look=None,
     ) -> Start:
         return begin(
             *(self.table, self.config, model, noise),
@@ -260,6 +272,7 @@ class AdaptiveSampler:
             threshold=threshold,
             dtype=self.dtype,
             tables=self._tables,
+            look=look,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sampling.network import NetworkCall
+from ..sampling.network import Look, NetworkCall, Rows
 from ..sampling.start import Start
 from ..sampling.state import State
 from .guard import CaptureError, Guard, is_compiled, where
@@ -111,18 +111,22 @@ class CapturedNetwork:
         self.runtime.synchronize()
 
 
-def signature(network: NetworkCall, start: Start) -> tuple:
-    """Two calls of one signature are served by one capture."""
-    return _call_signature(network), start.signature(), _numerics(start.latents.device.type)
+def signature(network: NetworkCall, start: Start, look: Look) -> tuple:
+    """Two calls of one signature are served by one capture.
+
+    look: at the modules that the network uses.
+    """
+    numerics = _numerics(start.latents.device.type)
+    return _call_signature(network, look), start.signature(), numerics
 
 
-def _call_signature(network: NetworkCall) -> tuple:
+def _call_signature(network: NetworkCall, look: Look) -> tuple:
     """What a captured call fixes: the model and what it uses, shapes, plain values."""
-    leaves = [
-        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else identity(leaf)
-        for leaf in network.leaves()
+    conditions = [
+        leaf if isinstance(leaf, Rows) else identity(leaf, look) for leaf in network.conditions()
     ]
-    return identity(network.model), network.shape, network.guided, network.structure, tuple(leaves)
+    model = identity(network.model, look)
+    return model, network.shape, network.guided, network.structure, conditions
 
 
 def _numerics(device: str) -> tuple:

@@ -1,22 +1,23 @@
 """The plain loop, and what every executor is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..sampling.network import NetworkCall
+from ..sampling.network import Look, NetworkCall
 from ..sampling.start import Start
 from ..sampling.state import State
 
 
 @dataclass(frozen=True)
 class Job:
-    """One sampling before its first step, and the network."""
+    """One sampling before its first step, the network, and what was seen of its modules."""
 
     network: NetworkCall
     start: Start
     gather: bool
     callback: Callable[[int, State], None] | None  # (ticks, state) after every tick
+    look: Look = field(default_factory=Look)
 
 
 def eager(job: Job, bar: Any) -> State:

@@ -9,6 +9,7 @@ import torch
 
 from ..rules.config import AdaptiveConfig
 from ..rules.criteria import longest_run
+from ..sampling.network import Look, Walk
 from ..sampling.state import State
 from ..solvers.table import SolverTable
 from . import capability
@@ -33,6 +34,7 @@ class _Capture:
 
     def __init__(self, key: Any, model: tuple, names: list[str]):
         self.signature, self.model = key, model
+        self.seen: dict[int, Walk] = {}  # of the last job's look
         self.fastest = Fastest(names)
         self.why_not: dict[str, str] = {}
         self.network: CapturedNetwork | None = None
@@ -66,6 +68,15 @@ def _mode(job: Job) -> tuple:
     return model, any(module.training for module in modules)
 
 
+def _works(name: str, job: Job, works: bool, why: str) -> tuple[bool, str]:
+    """Whether an executor that works on a device, or not, does so for a job, and why."""
+    if works and name != "eager" and job.callback is not None:
+        return False, "a callback runs between network calls"
+    if works and name != "eager" and job.start.latents.numel() == 0:
+        return False, "there is nothing to sample"
+    return works, why
+
+
 class Executors:
     """Runs jobs of one table and config by the executor asked for, or by the fastest that works.
 
@@ -93,7 +104,8 @@ class Executors:
         Raises: CaptureError, or RuntimeError, where the executor asked for does not work.
         """
         candidates = [self.name] if self.name != "auto" else capability.EXECUTORS
-        answers = {name: self._works(name, job) for name in candidates}
+        able = capability.executors(capability.facts(job.start.latents.device.type))
+        answers = {name: _works(name, job, *able[name]) for name in candidates}
         why_not = {name: why for name, (works, why) in answers.items() if not works}
         if self.name in why_not:
             raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
@@ -108,6 +120,11 @@ class Executors:
         if self.name in why_not:
             raise CaptureError(why_not[self.name])
         return finish(eager(job, bar), "eager", self._why(answers["eager"][1], why_not))
+
+    def look(self) -> Look:
+        """A look at a job's modules, which tells changes since the last one that was captured."""
+        capture = self._capture
+        return Look(capture.seen if capture is not None else None)
 
     def prepared(self) -> Prepared | None:
         """What stands ready to launch; None where nothing was captured."""
@@ -141,15 +158,6 @@ class Executors:
         # A copy captures for itself.
         return Executors, (self.name, self.table, self.config)
 
-    def _works(self, name: str, job: Job) -> tuple[bool, str]:
-        latents = job.start.latents
-        works, why = capability.executors(capability.facts(latents.device.type))[name]
-        if works and name != "eager" and job.callback is not None:
-            return False, "a callback runs between network calls"
-        if works and name != "eager" and latents.numel() == 0:
-            return False, "there is nothing to sample"
-        return works, why
-
     def _why(self, why: str, why_not: dict[str, str]) -> str:
         if self.name != "auto":
             return "as asked"
@@ -182,12 +190,13 @@ class Executors:
         return None
 
     def _hold(self, job: Job, names: list[str]) -> _Capture:
-        capture, key = self._capture, signature(job.network, job.start)
+        capture, key = self._capture, signature(job.network, job.start, job.look)
         # A model that no graph takes is not asked again because it counts its calls, say.
         in_vain = capture is not None and not capture.fastest.names and capture.model == _mode(job)
         if capture is None or (capture.signature != key and not in_vain):
             self.close()
             self._capture = _Capture(key, _mode(job), names)
+        self._capture.seen = job.look.seen
         return self._capture
 
     def _prepare(self, name: str, job: Job) -> Loop | Groups:
@@ -197,7 +206,9 @@ class Executors:
             runtime = Runtime(job.start.latents.device)
             capture.network = CapturedNetwork(runtime, job.network, job.start)
             # A model may have changed in its first calls: caches made, calls counted.
-            capture.signature = signature(job.network, job.start)
+            look = Look(job.look.seen)
+            capture.signature = signature(job.network, job.start, look)
+            capture.seen = look.seen
             self._captures += 1
         if name not in capture.built:
             capture.built[name] = self._build(name, capture.network)
@@ -211,7 +222,7 @@ class Executors:
 
     def _launch(self, name, built, bar, finish, why) -> Any:
         capture, choosing = self._capture, self._capture.fastest.choosing
-        began = capture.network.runtime.mark()
+        began = capture.network.runtime.mark() if choosing else None
         built.run(bar)
         state = capture.network.state
         if measured := capture.fastest.measured():

@@ -100,7 +100,7 @@ def fill_tables(table: SolverTable, config: AdaptiveConfig) -> FillTables:
     # A network takes int64 or float32: other timesteps of a scheduler are rounded to float32.
     timestep = table.timesteps[:1]
     timestep = timestep if timestep.dtype == torch.int64 else timestep.float()
-    first = float(table.input_scale[0]), timestep, table.adds_noise
+    first = float(table.input_scale[0]), timestep, full.threshold, table.adds_noise, (table, config)
     if full.fill == "reuse":
         ones, zeros = torch.ones_like(table.p), torch.zeros_like(table.p)
         rows = rows_of(table, zeros, ones, table.p, table.q)

@@ -84,14 +84,14 @@ def largest_noise(
     Args:
         output_noise: the config's. dtype: what the network computes in, which tells where that is
             None.
-        guidance_scale: [B] float32 or a number, or None without guidance.
+        guidance_scale: [B] float32 or a number, alike; None without guidance.
     """
     size = unit_of(dtype) if output_noise is None else output_noise
     size = ALLOWED * (typical(size) if isinstance(size, tuple) else size)
     if guidance_scale is None:
         return size
     if not isinstance(guidance_scale, Tensor):
-        return size * math.hypot(guidance_scale, 1 - guidance_scale)
+        return size * math.sqrt(guidance_scale**2 + (1 - guidance_scale) ** 2)
     g = guidance_scale.double()
     return (size * (g.square() + (1 - g).square()).sqrt()).float()
 

@@ -1,6 +1,7 @@
 """What the ops read of a solver under a config, and the layout of a row and of an entry."""
 
 from dataclasses import dataclass, field, replace
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -26,11 +27,17 @@ class FillTables:
     rule: Rule
     input_scale: float  # c_0 of the first network input
     timestep: Tensor  # [1] float32 or int64: t_0
+    threshold: float  # that of every sample that is given none
     adds_noise: bool = True  # whether some step does; False spares the ops what makes it
+    made_for: tuple | None = None  # (solver, config), the very objects
     _elsewhere: dict = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict:
-        return vars(self) | {"_elsewhere": {}}
+        return vars(self) | {"_elsewhere": {}, "made_for": None}
+
+    def are_for(self, table: SolverTable, config: object) -> bool:
+        """Whether they were made for these very objects."""
+        return self.made_for is not None and all(map(is_, self.made_for, (table, config)))
 
     def to(self, device: torch.device) -> "FillTables":
         """The same on a device, made once for each."""

@@ -84,12 +84,12 @@ def expect_fit(
     for name, own, came in (
         ("shape of latents", (samples, elements), tuple(start.latents.shape)),
         ("device", latents.device, start.latents.device),
-        ("rows of the network", len(network), batch * (2 if start.guided else 1)),
+        ("rows of the network", network.shape[0], batch * (2 if start.guided else 1)),
         ("dtype", network.dtype, start.dtype),
     ):
         if own != came:
             raise ValueError(f"start must have the state's {name} ({own}), got {came}")
-    sizes = {"T": len(tables.rows), "B": samples, "N": elements}
+    sizes = {"T": tables.rows.shape[0], "B": samples, "N": elements}
     for name, value in vars(start.inputs).items():
         field = fields.FIELD[name]
         shape = tuple(sizes[size] for size in field.shape)

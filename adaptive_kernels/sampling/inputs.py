@@ -12,7 +12,7 @@ from ..rules.config import AdaptiveConfig
 from ..rules.tables import FillTables
 from ..solvers.draws import Generators, drawn
 from ..solvers.table import SolverTable
-from .network import network_dtype
+from .network import Look, network_dtype
 from .start import Start
 
 # A share of clean latents in noise that nobody sees.
@@ -33,6 +33,7 @@ def begin(
     threshold: Any = None,
     dtype: torch.dtype | None = None,
     tables: FillTables | None = None,
+    look: Look | None = None,
 ) -> Start:
     """A sampling before its first step, from what a user gave.
 
@@ -42,6 +43,7 @@ def begin(
         guidance_scale: () or [B], of `guidance_of`; None: the network has no unconditional half.
         dtype: of the network's input; None takes `network_dtype(model)`.
         tables: `fill_tables(table, config)` made before; None makes them.
+        look: at the model's parameters; None looks at them anew.
 
     Raises: ValueError, TypeError naming the argument.
     """
@@ -59,7 +61,7 @@ def begin(
     if step_noise is not None:
         expect("step_noise", step_noise, (table.num_steps, *noise.shape), noise.device)
         step_noise = step_noise.float()
-    fed = dtype or network_dtype(model)
+    fed = dtype or network_dtype(model, look)
     if generator is not None:
         check_generator(generator, batch, {"seed": seed, "step_noise": step_noise})
         step_noise = drawn(table, noise.shape, generator, noise.device, fed)
@@ -69,13 +71,18 @@ def begin(
                 f"guidance_scale must have one value per sample ({batch}), "
                 f"got {guidance_scale.shape[0]}"
             )
-        guidance_scale = guidance_scale.to(noise.device).expand(batch).contiguous()
+        if guidance_scale.dim():
+            guidance_scale = guidance_scale.to(noise.device)
+        elif guidance_scale.device.type == "cpu":
+            guidance_scale = float(guidance_scale)
+        else:
+            guidance_scale = guidance_scale.to(noise.device).expand(batch).contiguous()
     start = Start.of(
         table,
         x,
         config,
         guidance_scale=guidance_scale,
-        seed=seeds_of(seed, batch).to(noise.device),
+        seed=seeds_of(seed, batch, noise.device),
         noise=step_noise,
         dtype=fed,
         tables=tables,
@@ -163,9 +170,12 @@ def threshold_of(value, batch: int) -> Tensor:
     return value.detach().float()
 
 
-def seeds_of(seed, batch: int) -> Tensor:
+def seeds_of(seed, batch: int, device: torch.device) -> Tensor:
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
-        return int(seed) + torch.arange(batch, device="cpu")
+        first = int(seed)
+        if not -(2**63) <= first < 2**63 - batch:
+            raise ValueError(f"seed must be so that all {batch} of them fit int64, got {first}")
+        return torch.arange(first, first + batch, device=device)
     if isinstance(seed, torch.Generator):
         raise TypeError("seed must be ints, got a torch.Generator: generator= takes one")
     try:
@@ -178,7 +188,7 @@ def seeds_of(seed, batch: int) -> Tensor:
         )
     if seeds.is_meta:
         raise ValueError("seed must have values, got a meta tensor")
-    return seeds
+    return seeds.to(device)
 
 
 def check_generator(generator: Any, batch: int, others: dict[str, Any]) -> None:

@@ -110,9 +110,10 @@ def info_of(state: State, tick: int, shape: tuple[int, ...], table: SolverTable)
 def result_of(
     state: State, shape: tuple[int, ...], executor: str, why: str, bar: Any
 ) -> SamplingResult:
-    latents = state.current()
-    nonfinite = ~latents.isfinite().all(dim=1)
-    bar.update(len(state.rows) * len(latents) - bar.n)
+    latents = state.final()
+    # Of NaN and Inf alone the difference to itself is not zero.
+    nonfinite = (latents - latents).any(dim=1)
+    bar.update(state.tables.rows.shape[0] * latents.shape[0] - bar.n)
     # Copies: the buffers of a captured graph are the next call's too.
     return SamplingResult(
         latents=latents.view(shape),
@@ -129,16 +130,17 @@ def result_of(
 def _noise(state: State) -> Tensor:
     """[B] float32: the noise that the rule found in the network's outputs."""
     if "defect" in criteria.of(state.rule.criterion).sums:
-        return state.measures[:, defect.VARIANCE].sqrt().float()
-    return torch.zeros_like(state.threshold)
+        return state.buffers.measures[:, defect.VARIANCE].sqrt().float()
+    return torch.zeros_like(state.inputs.threshold)
 
 
-def warn_of_nonfinite(result: SamplingResult) -> None:
-    """Warns the sampler's caller of NaN and Inf; a graph's first wait for the device."""
-    if bool(result.nonfinite.any()):
+def warn_of_nonfinite(result: SamplingResult) -> bool:
+    """Warns the caller of NaN and Inf, and returns whether; a graph's first wait for the device."""
+    if found := bool(result.nonfinite.any()):
         which = result.nonfinite.nonzero()[:, 0].tolist()
         warnings.warn(
             f"the latents of samples {which} hold NaN or Inf (result.nonfinite)",
             RuntimeWarning,
             stacklevel=4,
         )
+    return found

@@ -52,6 +52,11 @@ class Calls:
         return None if asked is None or not len(asked) else float(asked.median())
 
 
+def may_be_few(nfe: Tensor, table: SolverTable) -> bool:
+    """Whether whole samples may have skipped next to nothing, at a glance: all of them together."""
+    return int(nfe.sum()) >= (1 - FEW) * table.num_steps * len(nfe)
+
+
 def why_so_few(config: AdaptiveConfig, table: SolverTable, calls: Calls) -> str | None:
     """Why samples skipped next to nothing, and what to use; None where they skipped more."""
     if not calls.rows or calls.made < (1 - FEW) * calls.rows:

@@ -47,13 +47,16 @@ class Start:
         latents: Tensor,
         config: AdaptiveConfig,
         *,
-        guidance_scale: Tensor | None = None,
+        guidance_scale: Tensor | float | None = None,
         seed: Tensor | None = None,
         noise: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         tables: FillTables | None = None,
     ) -> "Start":
-        """A start from `latents`; the arguments of `State.begin`."""
+        """A start from `latents`; the arguments of `State.begin`.
+
+        guidance_scale: a number too, of float32.
+        """
         for name, value, kind in (
             ("table", table, SolverTable),
             ("latents", latents, Tensor),
@@ -63,12 +66,13 @@ class Start:
                 raise TypeError(
                     f"{name} must be of type {kind.__name__}, got {type(value).__name__}"
                 )
-        for name, value in (("guidance_scale", guidance_scale), ("seed", seed), ("noise", noise)):
+        scale = None if isinstance(guidance_scale, float) else guidance_scale
+        for name, value in (("guidance_scale", scale), ("seed", seed), ("noise", noise)):
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if tables is None:
             tables = fill_tables(table, config)
-        elif tables.rule != config.rule(table):
+        elif not tables.are_for(table, config) and tables.rule != config.rule(table):
             raise ValueError(
                 f"tables must be fill_tables(table, config) of this config, {config}, got those of "
                 f"another, with {tables.rule}"
@@ -76,21 +80,27 @@ class Start:
         device, batch = latents.device, latents.shape[0]
         # A sampling is no part of anybody's graph.
         x = latents.detach().reshape(batch, latents.shape[1:].numel()).float()
-        threshold = config.resolved(table).threshold
+        same = tables.are_for(table, config)
+        threshold = tables.threshold if same else config.resolved(table).threshold
         most = 0.0
         if "defect" in config.kind.sums:
             computing = computing_dtype(dtype, device)
             most = largest_noise(config.output_noise, computing, guidance_scale)
-            if config.granularity == "batch" and guidance_scale is not None and batch:
+            if config.granularity == "batch" and isinstance(most, Tensor) and batch:
                 # Samples that decide together measure one defect.
-                most = most.square().mean().sqrt()
+                most = most.square().mean().sqrt().expand(batch).contiguous()
         if noise is not None:
             noise = noise.detach().reshape(table.num_steps, *x.shape).contiguous()
-        none = torch.zeros(batch, dtype=torch.float32, device=device)
+
+        def rows(value: Tensor | float) -> Tensor:
+            if isinstance(value, Tensor):
+                return value.detach()
+            return torch.full((batch,), value, dtype=torch.float32, device=device)
+
         inputs = Inputs(
-            none if guidance_scale is None else guidance_scale.detach(),
-            none + threshold,
-            none + most,
+            rows(0.0 if guidance_scale is None else guidance_scale),
+            rows(threshold),
+            rows(most),
             torch.arange(batch, dtype=torch.int64, device=device) if seed is None else seed,
             noise,
         )

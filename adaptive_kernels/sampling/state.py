@@ -92,6 +92,8 @@ class State:
 
         Raises: TypeError, ValueError naming the argument.
         """
+        if isinstance(guidance_scale, float):
+            raise TypeError("guidance_scale must be a tensor, got float")
         given = {"guidance_scale": guidance_scale, "seed": seed, "noise": noise}
         return cls.of(Start.of(table, latents, config, **given, dtype=dtype, tables=tables))
 
@@ -106,8 +108,8 @@ class State:
         state = cls(start.tables, start.inputs if shared else inputs_like(start), allocate(start))
         expect_fit(start, start.batch, state.tables, state.inputs, state.buffers)
         if not shared:
-            state._take_inputs(slice(None), start)
-        state._stand_at_first(slice(None), start)
+            state._take_inputs(None, start)
+        state._stand_at_first(None, start)
         warn_if_slow(start.latents.device.type)
         return state
 
@@ -117,8 +119,8 @@ class State:
         Raises: TypeError, ValueError naming what does not fit; then the state is as it was.
         """
         expect_fit(start, self.latents.shape[1], self.tables, self.inputs, self.buffers)
-        self._take_inputs(slice(None), start)
-        self._stand_at_first(slice(None), start)
+        self._take_inputs(None, start)
+        self._stand_at_first(None, start)
 
     def admit(self, slot: int, start: Start) -> None:
         """Puts one sample into a slot, waiting at step 0; the other samples stay as they are.
@@ -142,28 +144,27 @@ class State:
                 "samples decide together, at one step"
             )
         expect_fit(start, 1, self.tables, self.inputs, self.buffers)
-        self._take_inputs(slice(slot, slot + 1), start)
-        self._stand_at_first(slice(slot, slot + 1), start)
+        self._take_inputs(slot, start)
+        self._stand_at_first(slot, start)
 
-    def _take_inputs(self, samples: slice, start: Start) -> None:
+    def _take_inputs(self, slot: int | None, start: Start) -> None:
         for name, value in vars(start.inputs).items():
             if value is not None:
-                own = getattr(self.inputs, name)
                 # Of noise the samples are the second dimension.
-                (own[:, samples] if name == "noise" else own[samples]).copy_(value)
+                _part(getattr(self.inputs, name), int(name == "noise"), slot).copy_(value)
 
-    def _stand_at_first(self, samples: slice, start: Start) -> None:
-        """Samples wait for the network at step 0, from the latents of a start."""
-        b, tables, (batch, elements) = self.buffers, self.tables, self.latents.shape[1:]
-        b.latents[0, samples] = start.latents
-        b.progress[:, samples] = 0
-        b.measures[samples] = 0
-        b.refreshed[:, samples] = False
-        b.score[:, samples] = torch.nan
-        halves = len(b.model_input) // batch if batch else 1
-        first = (start.latents * tables.input_scale).to(b.model_input.dtype)
-        b.model_input.view(halves, batch, elements)[:, samples] = first
-        b.timestep.view(halves, batch)[:, samples] = tables.timestep
+    def _stand_at_first(self, slot: int | None, start: Start) -> None:
+        """A slot, or all of them, waits for the network at step 0, from the latents of a start."""
+        b, tables, (batch, elements) = self.buffers, self.tables, self.buffers.latents.shape[1:]
+        halves = b.model_input.shape[0] // batch if batch else 1
+        _part(b.latents[0], 0, slot).copy_(start.latents)
+        _part(b.progress, 1, slot).zero_()
+        _part(b.measures, 0, slot).zero_()
+        _part(b.refreshed, 1, slot).zero_()
+        _part(b.score, 1, slot).fill_(torch.nan)
+        first = start.latents * tables.input_scale
+        _part(b.model_input.view(halves, batch, elements), 1, slot).copy_(first)
+        _part(b.timestep.view(halves, batch), 1, slot).copy_(tables.timestep)
 
     def arguments(self, model_output: Tensor | None = None) -> ops.Arguments:
         """The arguments of `ops.advance` by name; `ops.step` takes `fresh` after them.
@@ -225,10 +226,20 @@ class State:
     def rule(self) -> Rule:
         return self.tables.rule
 
+    def final(self) -> Tensor:
+        """[B, N] float32: a copy of the latents after the last step, where all samples are."""
+        latents, steps = self.buffers.latents, self.tables.rows.shape[0]
+        return latents[steps % latents.shape[0]].clone()
+
     def current(self) -> Tensor:
         """[B, N] float32: a copy of every sample's latents at its own step."""
         slot = self.index.long() % self.latents.shape[0]
         return self.latents[slot, torch.arange(slot.shape[0], device=slot.device)]
+
+
+def _part(tensor: Tensor, dimension: int, slot: int | None) -> Tensor:
+    """What a tensor holds of one slot, or of all."""
+    return tensor if slot is None else tensor.narrow(dimension, slot, 1)
 
 
 def _tensor(part: str, name: str) -> property:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adaptive_kernels.executors.identity import identity
+from adaptive_kernels.sampling.network import Look
 from tests.support import denoisers
 
 SCALE, SHIFT = 0.5, torch.ones(3)
@@ -95,12 +96,16 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen(name):
+    """By who looks anew, and by who has seen the modules before."""
     make, change = CHANGES[name]
     model = make()
-    before = identity(model)
-    assert identity(model) == before
+    first = Look()
+    before = identity(model, first)
+    again = Look(first.seen)
+    assert identity(model) == before and identity(model, again) == before
     change(model)
     assert identity(model) != before
+    assert identity(model, Look(again.seen)) != before
 
 
 def test_a_rebound_variable_is_seen():

@@ -10,6 +10,7 @@ from torch import Tensor
 from .conditioning import Tree, check_alike, tree_of
 from .denoiser import adapted, tensor_of
 from .dtypes import DTYPES, MISMATCH
+from .rows import Conditioned
 
 GUIDANCE_CALLS = ("batched", "separate")
 
@@ -60,7 +61,9 @@ class NetworkCall:
         halves = [tree_of(n, tree, shape[0], device) for n, tree in trees.items()]
         if guided and not separate:
             _check_stacks(*halves)
-        self._calls = [_Rows([half]) for half in halves] if separate else [_Rows(halves)]
+        self._calls = (
+            [Conditioned([half]) for half in halves] if separate else [Conditioned(halves)]
+        )
         self.structure = [call.structure for call in self._calls]
 
     def __call__(self, model_input: Tensor, timestep: Tensor, samples: Tensor | None) -> Tensor:
@@ -70,68 +73,35 @@ class NetworkCall:
             model_input: [B or 2B, N]. timestep: [B or 2B]. samples: [b] int64 or None.
         """
         outputs = []
-        for number, rows in enumerate(self._calls):
+        for number, call in enumerate(self._calls):
             x, t = model_input, timestep
             if len(self._calls) > 1:
                 x, t = (value.chunk(len(self._calls))[number] for value in (x, t))
             if samples is not None:
-                indices = torch.cat([samples + k * self.shape[0] for k in range(rows.halves)])
+                indices = torch.cat([samples + k * self.shape[0] for k in range(call.halves)])
                 x, t = x[indices], t[indices]
             x = x.view(-1, *self.shape[1:])
-            outputs.append(called(self._network, x, t, rows.keywords(samples)))
+            outputs.append(called(self._network, x, t, call.keywords(samples)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def fixed(self) -> "NetworkCall":
         """The same call of all rows, with conditioning in buffers of its own."""
         twin = copy.copy(self)
-        twin._calls = [rows.fixed() for rows in self._calls]
+        twin._calls = [call.fixed() for call in self._calls]
         return twin
 
     def load(self, other: "NetworkCall") -> None:
         """Takes the conditioning of a call of the same signature into these buffers."""
-        for buffer, value in zip(self.leaves(), other.leaves(), strict=True):
-            if isinstance(buffer, Tensor):
-                buffer.copy_(value)
+        for own, given in zip(self._calls, other._calls, strict=True):
+            given.write(own.leaves)
 
-    def leaves(self) -> list:
-        """The tensors and plain values that every row is called with, of both halves."""
-        return [leaf for rows in self._calls for leaf in rows.leaves]
+    def conditions(self) -> list:
+        """What the rows are called with: plain values, and of tensors what a buffer must be."""
+        return [leaf for call in self._calls for leaf in call.conditions()]
 
     def bytes(self) -> int:
-        return sum(leaf.nbytes for leaf in self.leaves() if isinstance(leaf, Tensor))
-
-
-class _Rows:
-    """What one call of the network is conditioned on: one half's rows, or both halves' stacked."""
-
-    def __init__(self, trees: list[Tree]):
-        self.halves, self._tree = len(trees), trees[-1]
-        self.structure = self._tree.structure
-        self._parts = [[tree.leaves[path] for path in self._tree.leaves] for tree in trees]
-        self.leaves = self._join(None)
-        self._all = self._tree.rebuild(iter(self.leaves))
-
-    def keywords(self, samples: Tensor | None) -> dict:
-        """The keyword arguments of `samples` (None: all)."""
-        return self._all if samples is None else self._tree.rebuild(iter(self._join(samples)))
-
-    def fixed(self) -> "_Rows":
-        twin = copy.copy(self)
-        twin._parts = []
-        twin.leaves = [v.clone() if isinstance(v, Tensor) else v for v in self.leaves]
-        twin._all = self._tree.rebuild(iter(twin.leaves))
-        return twin
-
-    def _join(self, samples: Tensor | None) -> list:
-        """The leaves of `samples` (None: all), halves stacked."""
-
-        def join(parts):
-            if not isinstance(parts[-1], Tensor):
-                return parts[-1]
-            parts = [part if samples is None else part[samples] for part in parts]
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-        return [join(parts) for parts in zip(*self._parts, strict=True)]
+        leaves = [leaf for call in self._calls for leaf in call.leaves]
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _check_stacks(unconditional: Tree, conditioning: Tree) -> None:

@@ -129,12 +129,13 @@ def adapted(model: Callable) -> Callable:
     Raises: ValueError for a network whose pipeline does more than scale its timestep; TypeError for
         a pipeline.
     """
-    if hasattr(model, "components") and hasattr(model, "scheduler"):
+    is_module = isinstance(model, torch.nn.Module)
+    if not is_module and hasattr(model, "components") and hasattr(model, "scheduler"):
         raise TypeError(
             "model must be the network, such as pipe.unet or pipe.transformer, got the pipeline "
             f"{type(model).__name__}; enable_adaptive(pipe) is for pipelines"
         )
-    if isinstance(model, Denoiser) or not isinstance(model, torch.nn.Module):
+    if isinstance(model, Denoiser) or not is_module:
         return model
     scale, variance = scale_of(model), predicts_variance(model)
     if scale == 1 and not variance and not by_name(model):

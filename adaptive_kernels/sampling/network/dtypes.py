@@ -1,11 +1,11 @@
 """The dtype that a network is fed in, and what torch says where another one was."""
 
 import re
-from collections import Counter
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
+
+from .walk import Look
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch says where an input and a weight do not go together.
@@ -14,19 +14,19 @@ MISMATCH = re.compile(
 )
 
 
-def network_dtype(model: Any) -> torch.dtype:
+def network_dtype(model: Any, look: Look | None = None) -> torch.dtype:
     """The dtype that a network is fed in: its own `dtype` if it says one, as diffusers' models do.
 
     Else that of most of a module's floating-point parameters, by elements, of those dtypes that a
     network can be fed in; float32 for a function. An attribute that no parameter bears out is what
     the module was made with, before it was converted.
 
+    look: at the module; None looks at it anew.
+
     Raises: TypeError where all parameters are of another floating-point dtype.
     """
-    elements: Counter[torch.dtype] = Counter()
-    for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
-        if parameter.is_floating_point() and not is_lazy(parameter):
-            elements[parameter.dtype] += parameter.numel()
+    is_module = isinstance(model, torch.nn.Module)
+    elements = (look or Look()).walk(model).elements if is_module else {}
     said = _said_dtype(model)
     if said in DTYPES and (said in elements or not elements or _computes_dtype(model)):
         return said

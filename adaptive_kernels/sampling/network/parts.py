@@ -23,6 +23,14 @@ class Parts(NamedTuple):
 
 def parts_of(value: Any) -> Parts | None:
     """A value by one level, None for a leaf."""
+    if type(value) is dict:
+        names = [*value]
+        return Parts(
+            [f"[{name!r}]" for name in names],
+            [*value.values()],
+            names,
+            lambda given: dict(zip(names, given, strict=True)),
+        )
     if isinstance(value, (type, enum.Enum, torch.Size, torch.nn.Module)):
         return None
     if dataclasses.is_dataclass(value):

@@ -4,6 +4,8 @@ What pipelines of diffusers do about their transformers is written down here (di
 """
 
 import inspect
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,17 +36,20 @@ OTHERWISE = {
 _TIMESTEPS = ("timestep", "timesteps")
 # The first argument of diffusers' transformers; a U-Net's is called sample.
 _INPUT = "hidden_states"
+# Of functions that were asked for before, bound and not.
+_PARAMETERS: weakref.WeakKeyDictionary[Callable, dict] = weakref.WeakKeyDictionary()
 
 
-def inner(model: Any) -> Any:
+def inner(model: torch.nn.Module) -> torch.nn.Module:
     """A network under what torch.compile, parallel wrappers and PEFT put around it."""
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     while True:
-        if hasattr(model, "_orig_mod"):
+        # Asked for in these places: a module takes its time to say that it has no attribute.
+        if "_orig_mod" in model._modules:
             model = model._orig_mod
         elif isinstance(model, parallel):
             model = model.module
-        elif callable(getattr(model, "get_base_model", None)):
+        elif callable(getattr(type(model), "get_base_model", None)):
             model = model.get_base_model()
         else:
             return model
@@ -105,7 +110,16 @@ def places(found: list[inspect.Parameter]) -> tuple[str | None, str | None]:
 
 
 def parameters(model: Any) -> list[inspect.Parameter]:
+    forward = inner(model).forward
+    function = getattr(forward, "__func__", forward)
     try:
-        return list(inspect.signature(inner(model).forward).parameters.values())
-    except (TypeError, ValueError):  # compiled code says nothing
-        return []
+        known = _PARAMETERS.setdefault(function, {})
+    except TypeError:  # no key, as an object of C++ is none
+        known = {}
+    bound = forward is not function
+    if bound not in known:
+        try:
+            known[bound] = list(inspect.signature(forward).parameters.values())
+        except (TypeError, ValueError):  # compiled code says nothing
+            known[bound] = []
+    return known[bound]

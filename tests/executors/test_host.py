@@ -1,0 +1,81 @@
+"""What a call of a captured loop costs the host where nothing has changed: counted, not timed.
+
+benchmarks/executors/bench_host.py times it.
+"""
+
+import inspect
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import adaptive_kernels as ak
+from adaptive_kernels.sampling.network import walk
+from tests.support import denoisers, problems
+from tests.support.driver import fake_runtime
+
+# Without views, which launch nothing: 4 and 5 of them wait for the device, in the end.
+MOST_OPERATORS = {"plain": 30, "guided": 32}
+VIEWS = {"view", "select", "detach", "slice", "expand", "alias", "_unsafe_view"}
+
+
+class Operators(TorchDispatchMode):
+    """The operators that reach a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in VIEWS:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def runtimes(monkeypatch):
+    return fake_runtime.install(monkeypatch)
+
+
+def captured(runtimes, scale):
+    """A call of a loop that was captured, whose launches do nothing from now on."""
+    sampler = ak.AdaptiveSampler(
+        problems.ddim(12), guidance_scale=scale, executor="graph", progress=False
+    )
+    model, x = denoisers.made(denoisers.UNet), torch.randn(2, 4, 8, 8)
+    labels = {"label": torch.tensor([1, 2])}
+    halves = (labels, {"label": torch.tensor([0, 0])} if scale else None)
+
+    def call():
+        sampler(model, x, *halves)
+
+    call()
+    runtimes[-1].launch = lambda loop: None
+    return call, model
+
+
+@pytest.mark.parametrize("kind", MOST_OPERATORS)
+def test_a_call_asks_for_few_operators(runtimes, kind):
+    call, _ = captured(runtimes, 3.0 if kind == "guided" else None)
+    with Operators() as seen:
+        call()
+    assert len(seen.names) <= MOST_OPERATORS[kind], seen.names
+
+
+def test_nothing_is_walked_through_again_nor_asked_for_its_signature(runtimes, monkeypatch):
+    call, model = captured(runtimes, 3.0)
+    walks, signatures = [], []
+    through, signature = walk.Walk._through, inspect.signature
+
+    def walked(self, module):
+        walks.append(module)
+        through(self, module)
+
+    monkeypatch.setattr(walk.Walk, "_through", walked)
+    monkeypatch.setattr(inspect, "signature", lambda f: signatures.append(f) or signature(f))
+    call()
+    assert walks == [] and signatures == []
+    model.leave.scale = 2.0
+    call()
+    assert model in walks and signatures == []
