@@ -56,7 +56,7 @@ class CapturedNetwork:
         if self._last is not None:
             self.runtime.follow(self._last)
         self.network.load(network)
-        self.state.reset(start)
+        self.state.take(start)
 
     @contextlib.contextmanager
     def launching(self) -> Iterator[None]:

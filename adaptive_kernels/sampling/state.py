@@ -119,6 +119,10 @@ class State:
         Raises: TypeError, ValueError naming what does not fit; then the state is as it was.
         """
         expect_fit(start, self.latents.shape[1], self.tables, self.inputs, self.buffers)
+        self.take(start)
+
+    def take(self, start: Start) -> None:
+        """`reset` by a start of the same `Start.signature`, which fits."""
         self._take_inputs(None, start)
         self._stand_at_first(None, start)
 

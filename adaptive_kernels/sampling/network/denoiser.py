@@ -27,7 +27,7 @@ class Denoiser(torch.nn.Module):
     ):
         super().__init__()
         self.model, self.timestep_scale, self.variance = model, timestep_scale, variance
-        self._input, self._time = places(parameters(model))
+        self._input, self._time = places(parameters(inner(model)))
         leaves, self._structure = pytree.tree_flatten(shared)
         self._plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         # Buffers, so that they go where the module goes and a capture sees where they are.
@@ -105,17 +105,18 @@ def denoiser(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    network = inner(model)
     if timestep_scale is None:
-        timestep_scale = scale_of(model)
+        timestep_scale = scale_of(network)
     elif isinstance(timestep_scale, bool) or not isinstance(timestep_scale, numbers.Real):
         raise TypeError(f"timestep_scale must be a number, got {timestep_scale!r}")
     elif not 0 < timestep_scale < float("inf"):
         raise ValueError(f"timestep_scale must be positive and finite, got {timestep_scale}")
-    found = parameters(model)
+    found = parameters(network)
     own = {name for name in (*places(found), *(p.name for p in found[:1])) if name}
     anything = not found or any(p.kind is p.VAR_KEYWORD for p in found)
     for name in shared:
-        kind = type(inner(model)).__name__
+        kind = type(network).__name__
         if name in own:
             raise TypeError(f"{name} is what a sampler gives {kind} at each call, not shared")
         if not anything and name not in [p.name for p in found]:
@@ -137,8 +138,9 @@ def adapted(model: Callable) -> Callable:
         )
     if isinstance(model, Denoiser) or not is_module:
         return model
-    scale, variance = scale_of(model), predicts_variance(model)
-    if scale == 1 and not variance and not by_name(model):
+    network = inner(model)
+    scale, variance = scale_of(network), predicts_variance(network)
+    if scale == 1 and not variance and not by_name(network):
         return model
     return Denoiser(model, scale, variance, {})
 

@@ -55,49 +55,49 @@ def inner(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
-def _author(model: Any) -> type:
+def _author(network: torch.nn.Module) -> type:
     """The class that says how a network is called: the one that defines its forward()."""
-    kinds = type(inner(model)).__mro__
-    return next(kind for kind in kinds if "forward" in vars(kind))
+    return next(kind for kind in type(network).__mro__ if "forward" in vars(kind))
 
 
-def _is_diffusers(model: Any) -> bool:
-    return _author(model).__module__.split(".")[0] == "diffusers"
+def _is_diffusers(network: torch.nn.Module) -> bool:
+    return _author(network).__module__.split(".")[0] == "diffusers"
 
 
-def scale_of(model: Any) -> float:
-    name = _author(model).__name__
+def scale_of(network: torch.nn.Module) -> float:
+    """What an `inner` network's pipeline multiplies the scheduler's timesteps by."""
+    name = _author(network).__name__
     if name in OTHERWISE:
         raise ValueError(
             f"model must be called as the scheduler has it, and the pipeline of {name} takes "
             f"{OTHERWISE[name]}: pass a function that does so, and its dtype with dtype="
         )
     if name == "SanaTransformer2DModel":
-        return float(inner(model).config.timestep_scale)
+        return float(network.config.timestep_scale)
     return TIMESTEP_SCALES.get(name, 1.0)
 
 
-def predicts_variance(model: Any) -> bool:
-    """Whether a network of diffusers gives twice the channels that it takes."""
-    config = getattr(inner(model), "config", None)
+def predicts_variance(network: torch.nn.Module) -> bool:
+    """Whether an `inner` network of diffusers gives twice the channels that it takes."""
+    config = getattr(network, "config", None)
     taken, given = (getattr(config, name, None) for name in ("in_channels", "out_channels"))
     whole = isinstance(taken, int) and isinstance(given, int)
-    return whole and given == 2 * taken and _is_diffusers(model)
+    return whole and given == 2 * taken and _is_diffusers(network)
 
 
-def by_name(model: Any) -> bool:
+def by_name(network: torch.nn.Module) -> bool:
     """Whether the order of a network's arguments asks for a call by their names.
 
     Of a user's own network only where that is what its signature must mean: one with a timestep
     that may be left out, behind one that may not, is called in order.
     """
-    found = parameters(model)
+    found = parameters(network)
     name = places(found)[1]
     if name is None or found[0].name != _INPUT:
         return False
     time = next(p for p in found if p.name == name)
     optional = time.default is not time.empty and found[1].default is found[1].empty
-    return not optional or _is_diffusers(model)
+    return not optional or _is_diffusers(network)
 
 
 def places(found: list[inspect.Parameter]) -> tuple[str | None, str | None]:
@@ -109,8 +109,9 @@ def places(found: list[inspect.Parameter]) -> tuple[str | None, str | None]:
     return next((name for name in names if name != time), None), time
 
 
-def parameters(model: Any) -> list[inspect.Parameter]:
-    forward = inner(model).forward
+def parameters(network: torch.nn.Module) -> list[inspect.Parameter]:
+    """What the forward() of an `inner` network takes."""
+    forward = network.forward
     function = getattr(forward, "__func__", forward)
     try:
         known = _PARAMETERS.setdefault(function, {})
