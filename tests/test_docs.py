@@ -447,6 +447,19 @@ def test_the_engine_is_as_fast_as_it_was_measured():
     assert engine["share_of_steps_over_nfe"] >= 0.93 and engine["overhead"] <= 0.03
 
 
+def test_what_a_call_costs_is_measured():
+    benches = json.loads((RESULTS / "host-cpu.json").read_text())["benchmarks"]
+    found = {(b["group"], b["extra_info"]["implementation"]): b for b in benches}
+    networks, guidance = {"10 modules": "small", "1,802 modules": "large"}, ("none", "yes")
+    rows = table(PROJECT / "docs" / "loop.md", "a call, microseconds")
+    assert [row[:2] for row in rows] == [[name, how] for name in networks for how in guidance]
+    for network, how, *cells in rows:
+        group = f"{networks[network]}-{'guided' if how == 'yes' else 'plain'}"
+        call, own = found[group, "captured"], found[group, "own"]
+        times = [f"{bench['stats']['median'] * 1e6:.0f}" for bench in (call, own)]
+        assert cells == [*times, str(call["extra_info"]["operator_calls"])]
+
+
 def test_hooks_check_with_the_versions_of_the_tests():
     """Their own environments are installed apart from the project's."""
     hooks = (PROJECT / ".pre-commit-config.yaml").read_text()

@@ -6,7 +6,6 @@ What pipelines of diffusers do about their transformers is written down here (di
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
