@@ -19,13 +19,13 @@ interpreter = pytest.importorskip("triton.runtime.interpreter")
 @functools.cache
 def interpreted():
     """A second copy of the modules, whose kernels Triton's interpreter runs on CPU tensors."""
-    modules = ("place", "noise", "defect", "decide", "step", "launch")
+    modules = ("place", "noise", "defect", "sums", "decide", "sweep", "step", "run", "launch")
     names = [f"adaptive_kernels.ops.triton.{name}" for name in modules]
     compiled = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     triton.knobs.runtime.interpret = True
     try:
         copy = importlib.import_module(names[-1])
-        copy.kernel()
+        copy.kernels()
     finally:
         triton.knobs.runtime.interpret = False
         for name in names:

@@ -4,8 +4,6 @@ Device functions of `step`. All of them run in the program that is the last of i
 arrive, or of the batch where it decides together.
 """
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -21,10 +19,10 @@ from .defect import (
     share_of,
     store_measures,
 )
-from .place import Place, distance, moves, place, weights_at
+from .place import SCALARS, Place, distance, moves, place, weights_at
+from .sums import FIRST, MEASURED, MEASURES, Sums, sums_of
 
-SCALARS = tl.constexpr(fields.SCALARS)
-MEASURES, PREDICTORS = tl.constexpr(fields.MEASURES), tl.constexpr(fields.PREDICTORS)
+PREDICTORS = tl.constexpr(fields.PREDICTORS)
 NEVER = tl.constexpr(criteria.NEVER)
 THIRD_ORDER = tl.constexpr(criteria.THIRD_ORDER)
 RELEASED = tl.constexpr(criteria.RELEASED)
@@ -33,58 +31,19 @@ PLAN = tl.constexpr(criteria.PLAN)
 IDLE, FORCED = tl.constexpr(criteria.IDLE), tl.constexpr(criteria.FORCED)
 
 
-def _those(needed: str) -> tl.constexpr:
-    """A bit for each criterion that needs the sum: `(FIRST >> CRITERION) & 1`."""
-    return tl.constexpr(
-        sum(1 << one.code for one in criteria.CRITERIA.values() if needed in one.sums)
-    )
-
-
-FIRST, THIRD, MEASURED = _those("first"), _those("third"), _those("defect")
-
-HEAD = tl.constexpr(16)  # float64 of a sample's workspace before its partial sums
-CHUNK = tl.constexpr(256)  # partial sums added at a time
-
-
-class Sums(NamedTuple):
-    """`Sums` of csrc/core/decide.h; float64."""
-
-    third: Any
-    first: Any
-    first_1: Any
-    first_2: Any
-    elements: Any
-    defect: Any
+@triton.jit
+def planned(a, index):
+    """What a plan says of row `index`: zero where the network is not called."""
+    asked = a.rule_table + index * a.G * a.Q * PREDICTORS
+    return tl.load(asked, mask=index < a.T, other=0.0).to(tl.float64)
 
 
 @triton.jit
-def add_up(partial, pieces):
-    """The partial sums of a sample, in an order that only their number decides."""
-    lane = tl.arange(0, CHUNK)
-    total = tl.sum(tl.load(partial + lane, mask=lane < pieces, other=0.0), 0)
-    start = CHUNK + tl.cast(0, tl.int32)
-    while start < pieces:
-        some = tl.load(partial + start + lane, mask=start + lane < pieces, other=0.0)
-        total += tl.sum(some, 0)
-        start += CHUNK
-    return total
-
-
-@triton.jit
-def sums_of(a, b, CRITERION: tl.constexpr):
-    """The sums of one sample; those that the criterion does not need are 0."""
-    partial = a.workspace + b * a.stride + HEAD
-    third, first, defect = tl.cast(0, tl.float64), tl.cast(0, tl.float64), tl.cast(0, tl.float64)
-    if (THIRD >> CRITERION) & 1:
-        third = add_up(partial, a.pieces)
-    if (FIRST >> CRITERION) & 1:
-        first = add_up(partial + a.pieces, a.pieces)
-    if (MEASURED >> CRITERION) & 1:
-        defect = add_up(partial + 2 * a.pieces, a.pieces)
-    measures = a.measures + MEASURES * b
-    return Sums(
-        third, first, tl.load(measures), tl.load(measures + 1), tl.cast(a.N, tl.float64), defect
-    )
+def foretold(a, own, run, last_call, call_before, STAGES: tl.constexpr):
+    """The error that `defect` predicts after `run` rows, if another one is skipped."""
+    skips = distance((run - 1) // STAGES + 1, a.Q)
+    entry = (last_call * a.G + distance(last_call - call_before, a.G)) * a.Q + skips
+    return predict(own, a.rule_table + entry * PREDICTORS)
 
 
 @triton.jit
@@ -150,17 +109,12 @@ def conclude(
 
     predicted = tl.cast(0, tl.float64)
     if CRITERION == PLAN:
-        asked = a.rule_table + index * a.G * a.Q * PREDICTORS
-        predicted = tl.load(asked, mask=going_on, other=0.0)
+        predicted = planned(a, index)
     if CRITERION == DEFECT:
-        skips = distance((run - 1) // STAGES + 1, a.Q)
-        entry = (last_call * a.G + distance(last_call - call_before, a.G)) * a.Q + skips
-        predicted = predict(own, a.rule_table + entry * PREDICTORS)
+        predicted = foretold(a, own, run, last_call, call_before, STAGES)
     threshold = tl.load(a.threshold + at.b).to(tl.float64)
     timestep = tl.load(a.rows + at.index * (SCALARS + K) + 5)
-    refresh, score = decide(
-        a, at.index, run, sums, predicted.to(tl.float64), threshold, CRITERION, STAGES
-    )
+    refresh, score = decide(a, at.index, run, sums, predicted, threshold, CRITERION, STAGES)
 
     if (MEASURED >> CRITERION) & 1:
         share = tl.where(most > 0, 0.0, own.share)

@@ -1,20 +1,23 @@
 """`step` and `advance` in Triton, for GPUs that the compiled CUDA library does not serve.
 
-This module checks and launches, one `step.step_kernel` per solver step. Triton is imported
-by the first launch, so that importing the module needs none. A sample's programs depend on its size
-alone, and so do its sums; the reference serves tensors without elements.
+This module checks and launches: one `step.step_kernel` per solver step, or one of them and a
+`run.run_kernel` for all further steps. Triton is imported by the first launch, so that importing
+the module needs none. A sample's programs depend on its size alone, and so do its sums; the
+reference serves tensors without elements.
 """
 
 import functools
 
 import torch
 
+from ...rules import criteria
 from ...rules.criteria import Rule, longest_run
 from .. import reference
 from ..check import Sizes, check
 from ..fields import FIELDS, RULE, Arguments, bind
 
 BLOCK = 1024  # elements of a program; the workspace has room for its sums from 512 on
+SUMS_OF_ALL = {"first", "third"}  # that each step's own decision needs
 LARGEST = 2**31 - 1  # no counter of a sampling passes int32
 
 
@@ -35,11 +38,20 @@ def step(*arguments, **named) -> None:
 
 
 def advance(*arguments, **named) -> None:
-    """The whole run of every sample: `step` until every sample waits; see `ops.advance`."""
+    """The whole run of every sample, until every sample waits; see `ops.advance`.
+
+    Two launches where what the first step has measured decides the whole run. Where every decision
+    needs sums over its own step, all programs of a sample must have come there, which in Triton is
+    the end of a launch: then `step`, as often as the longest run has steps.
+    """
     a, own = bind("advance", arguments, named)
     sizes = _checked(a, own["condition"])
     longest = longest_run(Rule(*(getattr(a, name) for name in RULE)), sizes.T)
-    _run(a, sizes, [k == 0 for k in range(longest)])
+    alone = sizes.N > 0 and not SUMS_OF_ALL & criteria.of(a.criterion).sums
+    if alone and longest > 1:
+        _run(a, sizes, [True], rest=True)
+    else:
+        _run(a, sizes, [k == 0 for k in range(longest)])
 
 
 def _checked(a: Arguments, condition: int | None) -> Sizes:
@@ -50,13 +62,16 @@ def _checked(a: Arguments, condition: int | None) -> Sizes:
 
 
 @functools.cache
-def kernel():
+def kernels():
+    """(that of a step, that of a run's later steps)."""
+    from .run import run_kernel
     from .step import step_kernel
 
-    return step_kernel
+    return step_kernel, run_kernel
 
 
-def _run(a: Arguments, sizes: Sizes, fresh: list[bool]) -> None:
+def _run(a: Arguments, sizes: Sizes, fresh: list[bool], rest: bool = False) -> None:
+    """Launches a step for each of `fresh`, and with `rest` the steps after them."""
     if sizes.B == 0 or sizes.N == 0:
         # Nothing to launch on, but samples of no elements take their steps.
         for first in fresh:
@@ -72,12 +87,13 @@ def _run(a: Arguments, sizes: Sizes, fresh: list[bool]) -> None:
         "CRITERION": a.criterion,
         "STAGES": a.stages,
         "GUIDED": sizes.M == 2 * sizes.B,
-        "BATCH_WIDE": a.batch_wide,
         "BLOCK": BLOCK,
         "enable_fp_fusion": False,  # an element has one value on every device: csrc/core/step.h
     }
-    launch = kernel()[(programs * sizes.B,)]
-    tensors = a[: len(FIELDS)]
+    step_kernel, run_kernel = kernels()
+    grid, tensors = (programs * sizes.B,), a[: len(FIELDS)]
     with torch.accelerator.device_index(a.latents.device.index):
         for first in fresh:
-            launch(*tensors, *numbers, int(first), **constants)
+            step_kernel[grid](*tensors, *numbers, int(first), BATCH_WIDE=a.batch_wide, **constants)
+        if rest:
+            run_kernel[grid](*tensors, *numbers, **constants)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .. import fields
 
-WEIGHTS = tl.constexpr(fields.WEIGHTS)
+SCALARS, WEIGHTS = tl.constexpr(fields.SCALARS), tl.constexpr(fields.WEIGHTS)
 
 # The tensors of the ops as pointers, and the sizes and limits known at the launch alone; `pieces`
 # are programs of a sample, `stride` float64 of a sample's workspace.

@@ -35,27 +35,42 @@ class Driver:
 TARGETS = ["sm_80", "sm_90", "gfx942"]
 
 
-def compiled(state, target, monkeypatch):
-    """What a step of this state would launch on a GPU whose tensors lie as these do."""
-    kernel, launches = triton_kernels.kernel(), []
+def compiled(state, target, monkeypatch, whole=False):
+    """What a step of this state would launch on a GPU whose tensors lie as these do.
+
+    whole: what a run would launch, in their order.
+    """
+    kernels, launches = triton_kernels.kernels(), []
 
     class Launcher:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
         def __getitem__(self, grid):
             return lambda *values, **named: launches.append(
-                kernel.warmup(*values, grid=grid, **named)
+                self.kernel.warmup(*values, grid=grid, **named).asm
             )
 
-    monkeypatch.setattr(triton_kernels, "kernel", Launcher)
+    monkeypatch.setattr(triton_kernels, "kernels", lambda: [*map(Launcher, kernels)])
     # `set_active` could not be undone: `reset_active` needs a GPU.
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
+    if whole:
+        triton_kernels.advance(*state.arguments())
+        return launches
     triton_kernels.step(*state.arguments(), True)
-    return launches[0].asm
+    return launches[0]
 
 
 VARIANTS = {
     "third_order": {},
     "defect": {"history": 3, "guided": True, "dtype": torch.bfloat16},
     "released": {"history": 2, "stochastic": True, "dtype": torch.float16, "granularity": "batch"},
+}
+# Whose later steps are one launch.
+RUNS = {
+    "defect": VARIANTS["defect"],
+    "every(2)": {"history": 2, "stochastic": True, "guided": True, "dtype": torch.float16},
+    "plan": {},
 }
 
 
@@ -70,6 +85,18 @@ def variant(rule, elements, history=1, stochastic=False, guided=False, **options
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_compiles_for_nvidia_with_wide_accesses_and_no_spills(rule, target, monkeypatch, tmp_path):
     asm = compiled(variant(rule, 4096, **VARIANTS[rule]), target, monkeypatch)
+    check_for_nvidia(asm, tmp_path)
+
+
+@pytest.mark.parametrize("rule", RUNS)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_a_run_compiles_for_nvidia_as_two_launches(rule, target, monkeypatch, tmp_path):
+    first, rest = compiled(variant(rule, 4096, **RUNS[rule]), target, monkeypatch, whole=True)
+    assert "step_kernel" in first["ptx"] and "run_kernel" in rest["ptx"]
+    check_for_nvidia(rest, tmp_path)
+
+
+def check_for_nvidia(asm, tmp_path):
     for access in ("ld", "st"):
         assert len(re.findall(rf"{access}\.global\S*\.v4\.[bfu]32", asm["ptx"])) >= 4
         # Nothing of a row goes in smaller parts: what is left are scalars.
@@ -89,7 +116,16 @@ def test_compiles_for_nvidia_with_wide_accesses_and_no_spills(rule, target, monk
 
 @pytest.mark.parametrize("rule", VARIANTS)
 def test_compiles_for_amd_with_wide_accesses_and_no_spills(rule, monkeypatch):
-    asm = compiled(variant(rule, 4096, **VARIANTS[rule]), "gfx942", monkeypatch)
+    check_for_amd(compiled(variant(rule, 4096, **VARIANTS[rule]), "gfx942", monkeypatch))
+
+
+@pytest.mark.parametrize("rule", RUNS)
+def test_a_run_compiles_for_amd_as_two_launches(rule, monkeypatch):
+    _, rest = compiled(variant(rule, 4096, **RUNS[rule]), "gfx942", monkeypatch, whole=True)
+    check_for_amd(rest)
+
+
+def check_for_amd(asm):
     assert asm["hsaco"]
     for access in ("load", "store"):
         assert re.search(rf"(global|buffer)_{access}_dwordx4", asm["amdgcn"])

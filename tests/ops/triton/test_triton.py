@@ -1,5 +1,6 @@
 """What is true of Triton's kernels alone; tests/ops/test_contract.py has what all share."""
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -15,9 +16,40 @@ from tests.support.interpreted import triton
 
 
 def test_the_kernel_takes_the_fields_in_their_order():
-    kernel = triton_kernels.kernel()
-    names = list(inspect.signature(kernel.fn).parameters)
-    assert tuple(names[: len(fields.NAMES)]) == fields.NAMES
+    for kernel in triton_kernels.kernels():
+        names = list(inspect.signature(kernel.fn).parameters)
+        assert tuple(names[: len(fields.NAMES)]) == fields.NAMES
+
+
+@pytest.mark.parametrize(
+    ("rule", "max_skip", "launches"),
+    [
+        ("defect", 3, ["step", "run"]),
+        ("defect", 0, ["step"]),
+        ("every(3)", 3, ["step", "run"]),
+        ("plan", 3, ["step", "run"]),
+        ("never", 3, ["step"]),
+        ("third_order", 3, ["step"] * 4),
+        ("released", 3, ["step"] * 6),
+    ],
+)
+def test_a_run_takes_two_launches_unless_its_steps_need_sums(rule, max_skip, launches, monkeypatch):
+    """One for each step that some sample may take where they do."""
+    made = []
+
+    class Launcher:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *values, **named: made.append(self.name)
+
+    monkeypatch.setattr(triton_kernels, "kernels", lambda: (Launcher("step"), Launcher("run")))
+    monkeypatch.setattr(torch.accelerator, "device_index", lambda _: contextlib.nullcontext())
+    table = problems.table(12)
+    config = problems.config(rule, table, max_skip=max_skip)
+    triton_kernels.advance(*INTERPRETED.state(problems.state(table, 2, 64, config)).arguments())
+    assert made == launches
 
 
 def test_sums_of_more_programs_than_are_added_at_a_time():
