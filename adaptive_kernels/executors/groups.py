@@ -50,10 +50,16 @@ class Groups:
         runtime, state = network.runtime, network.state
         # A row for every group that may be under way.
         self.progress = runtime.pinned((len(least), *state.index.shape))
+        advance = None
         try:
-            self.advance = runtime.capture(lambda: state.advance(network.output))
+            advance = runtime.capture(lambda: state.advance(network.output))
+            # Only here may a process with a part of the GPU be told that blocks cannot run at once.
+            advance.instantiate()
         except RuntimeError as error:
+            if advance is not None:
+                advance.close()
             raise CaptureError(f"advance could not be captured: {error}") from error
+        self.advance = advance
 
     def run(self, bar: Any) -> int:
         """Launches the groups; returns how many."""

@@ -53,6 +53,10 @@ class Captured:
     def raw(self) -> int:
         return self._graph.raw_cuda_graph()
 
+    def instantiate(self) -> None:
+        """Makes it ready to launch, as its first launch would; a driver may refuse it here."""
+        self._graph.instantiate()
+
     def replay(self) -> None:
         """Launches it on the current stream."""
         self._graph.replay()

@@ -2,7 +2,8 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class Executors:
             raise RuntimeError(f"executor {self.name!r} does not work here: {why_not[self.name]}")
         names = [name for name in candidates if name not in why_not and name != "eager"]
         if names:
-            with self._lock:
+            with self._alone(job) as job:
                 chosen = self._choose(job, names, why_not)
                 if chosen is not None:
                     name, built = chosen
@@ -120,6 +121,17 @@ class Executors:
         if self.name in why_not:
             raise CaptureError(why_not[self.name])
         return finish(eager(job, bar), "eager", self._why(answers["eager"][1], why_not))
+
+    @contextlib.contextmanager
+    def _alone(self, job: Job) -> Iterator[Job]:
+        """With the captures to itself: the job, whose modules are looked at again if it waited."""
+        waited = not self._lock.acquire(blocking=False)
+        if waited:
+            self._lock.acquire()
+        try:
+            yield replace(job, look=Look(job.look.seen)) if waited else job
+        finally:
+            self._lock.release()
 
     def look(self) -> Look:
         """A look at a job's modules, which tells changes since the last one that was captured."""

@@ -69,6 +69,8 @@ def check(a: Arguments, condition: int | None) -> Sizes:
         else:
             continue
         raise RuntimeError(f"{field.name} must {reason}")
+    if a.workspace is not None and a.workspace.data_ptr() % 16:
+        raise RuntimeError("workspace must begin on a boundary of 16 bytes")
     _check_apart(a)
     return sizes
 

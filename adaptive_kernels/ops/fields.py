@@ -93,9 +93,10 @@ FIELDS = (
     ),
     Field(
         *("workspace", ("B", "P", SUMS), (torch.float64,), BUFFER),
-        "`workspace_shape`: zeros before the first call on it and between calls what the last one "
-        "left. With anything else a sample may stand still, and nothing reports it; two calls at a "
-        "time on one workspace may never end. Needed on a GPU; None on the CPU.",
+        "`workspace_shape`, on a boundary of 16 bytes: zeros before the first call on it, all of "
+        "it, and between calls what the last one left. With anything else a sample may stand still "
+        "or be decided by sums of another call, and nothing reports it; two calls at a time on one "
+        "workspace may never end. Needed on a GPU; None on the CPU.",
         written=True,
         optional=True,
     ),

@@ -27,7 +27,7 @@ class FillTables:
     rule: Rule
     input_scale: float  # c_0 of the first network input
     timestep: Tensor  # [1] float32 or int64: t_0
-    threshold: float  # that of every sample that is given none
+    threshold: float = 0.0  # that of every sample that is given none
     adds_noise: bool = True  # whether some step does; False spares the ops what makes it
     made_for: tuple | None = None  # (solver, config), the very objects
     _elsewhere: dict = field(default_factory=dict, init=False, repr=False)

@@ -173,9 +173,11 @@ def threshold_of(value, batch: int) -> Tensor:
 def seeds_of(seed, batch: int, device: torch.device) -> Tensor:
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
         first = int(seed)
-        if not -(2**63) <= first < 2**63 - batch:
+        if not -(2**63) <= first <= 2**63 - max(batch, 1):
             raise ValueError(f"seed must be so that all {batch} of them fit int64, got {first}")
-        return torch.arange(first, first + batch, device=device)
+        if first + batch < 2**63:
+            return torch.arange(first, first + batch, device=device)
+        return first + torch.arange(batch, device=device)
     if isinstance(seed, torch.Generator):
         raise TypeError("seed must be ints, got a torch.Generator: generator= takes one")
     try:

@@ -54,7 +54,7 @@ class Calls:
 
 def may_be_few(nfe: Tensor, table: SolverTable) -> bool:
     """Whether whole samples may have skipped next to nothing, at a glance: all of them together."""
-    return int(nfe.sum()) >= (1 - FEW) * table.num_steps * len(nfe)
+    return int(nfe.sum()) >= (1 - FEW) * (table.num_steps * len(nfe))
 
 
 def why_so_few(config: AdaptiveConfig, table: SolverTable, calls: Calls) -> str | None:

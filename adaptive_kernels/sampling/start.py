@@ -1,12 +1,13 @@
 """What a sampling begins with: the latents of step 0 and what each sample is given."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rules.config import AdaptiveConfig
+from ..rules.config import LARGEST_FLOAT, AdaptiveConfig
 from ..rules.fills import fill_tables
 from ..rules.precision import computing_dtype, largest_noise
 from ..rules.tables import FillTables
@@ -95,6 +96,7 @@ class Start:
         def rows(value: Tensor | float) -> Tensor:
             if isinstance(value, Tensor):
                 return value.detach()
+            value = value if value <= LARGEST_FLOAT else math.inf
             return torch.full((batch,), value, dtype=torch.float32, device=device)
 
         inputs = Inputs(

@@ -98,6 +98,9 @@ inline void check_tensors(const Tensors& t, Args* a) {
   }
   AK_FIELDS(AK_FIELD)
 #undef AK_FIELD
+  // Its sums are read two at a time.
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(a->workspace) % 16 == 0,
+                  "workspace must begin on a boundary of 16 bytes");
   a->R = R, a->B = B, a->N = N, a->K = K, a->T = T, a->G = G, a->Q = Q;
   a->width = kRowScalars + K;
   a->guided = B > 0 && M == 2 * B;

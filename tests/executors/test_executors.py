@@ -7,6 +7,8 @@ loop is built by the real module. test_gpu_graph.py makes the same claims of the
 import copy
 import gc
 import pickle
+import threading
+import time
 import weakref
 
 import pytest
@@ -413,6 +415,83 @@ def test_two_threads(runtimes, executor, shared):
     problems.together(lambda: work(0), lambda: work(1))
 
 
+class Caching(denoisers.UNet):
+    """Makes a cache in its first call."""
+
+    def forward(self, x, timestep, label=None):
+        self.cache = getattr(self, "cache", 1.0)
+        return super().forward(x, timestep) * self.cache
+
+
+def waiting(sampler, *works):
+    """Works in threads of their own that have looked at the model and wait for the captures."""
+    arrived, look = threading.Semaphore(0), sampler._executors.look
+
+    def looked():
+        arrived.release()
+        return look()
+
+    sampler._executors.look = looked
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert arrived.acquire(timeout=60)
+    time.sleep(0.3)  # from the look to the captures
+    return threads
+
+
+def test_a_change_while_a_call_waits_for_another_is_seen(runtimes):
+    sampler, model = make_sampler(), denoisers.made(denoisers.UNet)
+    run(sampler, model, noise())
+    with sampler._executors._lock:
+        threads = waiting(sampler, lambda: run(sampler, model, noise()))
+        model.leave.scale = 2.0
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sampler.report()["captures"] == 2
+
+
+def test_first_calls_at_a_time_share_one_capture(runtimes):
+    sampler, results = make_sampler(), []
+    torch.manual_seed(0)
+    model = Caching().eval().requires_grad_(False)
+    with sampler._executors._lock:
+        work = [lambda: results.append(run(sampler, model, noise()))] * 3
+        threads = waiting(sampler, *work)
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(results) == 3 and sampler.report()["captures"] == 1
+
+
+def test_a_part_of_the_buffers_can_be_given_back(runtimes):
+    """A network that keeps what it was called with hands out the capture's own conditioning."""
+    kept = []
+
+    def model(x, timestep, label):
+        if all(label is not one for one in kept):
+            kept.append(label)
+        return 0.5 * x + 0.01 * label[:, None, None, None]
+
+    sampler = make_sampler(guidance_scale=2.0)
+    conditions = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+
+    def call(own, other):
+        return run(
+            sampler, model, noise(), conditioning={"label": own}, unconditional={"label": other}
+        )
+
+    expected = call(*conditions)
+    (buffer,) = kept
+    assert buffer.tolist() == [3.0, 4.0, 1.0, 2.0]
+    # Halves as they lie there, and the other way round.
+    assert_same(expected, call(buffer[2:], buffer[:2]))
+    swapped = call(buffer[:2], buffer[2:])
+    assert buffer.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert_same(swapped, call(conditions[1], conditions[0]))
+    assert sampler.report()["captures"] == 1
+
+
 class Moody(denoisers.UNet):
     """Does what no graph can hold, from call `since` on."""
 
@@ -477,6 +556,18 @@ def test_auto_goes_on_with_the_plain_loop_and_says_why(runtimes):
     assert run(sampler, denoisers.made(denoisers.UNet), noise()).executor == "graph"
     with pytest.raises(ValueError, match="a bad mood"):
         run(sampler, moody(bad_mood), noise())
+
+
+def test_groups_that_the_driver_refuses_are_refused_before_they_run(runtimes, monkeypatch):
+    """As for a process that has a part of the GPU, where not all blocks run at once."""
+    monkeypatch.setattr(fake_runtime.FakeRuntime, "takes_graphs", False)
+    sampler, model = make_sampler("groups"), denoisers.made(denoisers.UNet)
+    with pytest.raises(ak.CaptureError, match="advance could not be captured: too many blocks"):
+        run(sampler, model, noise())
+    assert runtimes[0].replays == 0
+    monkeypatch.undo()
+    sampler.close()
+    assert runtimes[0].alive == []
 
 
 def test_a_loop_that_the_driver_refuses_leaves_groups(runtimes):

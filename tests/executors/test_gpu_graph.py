@@ -81,6 +81,21 @@ def test_three_executors_have_the_same_bits(kind, rule):
         assert int(results["eager"].nfe.max()) < 30
 
 
+@pytest.mark.parametrize("rule", ["third_order", "defect"])
+def test_a_sample_that_fills_the_gpu_has_the_same_bits_in_a_loop(rule):
+    """Its kernels keep pieces in shared memory, more than a launch is given unasked."""
+
+    def model(x, timestep):
+        return torch.tanh(x) * 0.5
+
+    x = noise(1, shape=(16, 512, 512))
+    names = ("eager", "groups", "graph")
+    results = [run(make_sampler(name, RULES[rule]), model, x) for name in names]
+    assert [result.executor for result in results] == [*names]
+    for result in results[1:]:
+        assert_same(results[0], result)
+
+
 def test_auto_takes_the_graph_and_says_so():
     result = run(make_sampler("auto"), network(), noise())
     assert result.executor == "graph", result.executor_why

@@ -5,9 +5,11 @@ import warnings
 import diffusers
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import adaptive_kernels as ak
-from adaptive_kernels.sampling.skipping import Calls, FewSkipsWarning, why_so_few
+from adaptive_kernels.sampling.skipping import Calls, FewSkipsWarning, may_be_few, why_so_few
 from tests.support import problems
 
 
@@ -60,6 +62,20 @@ def test_it_is_told_once_with_the_reason(case):
     assert found[0].filename == __file__, "the line to look at is the user's"
     with pytest.warns(RuntimeWarning, match=rf"none of \d+ network calls was skipped: .*{reason}"):
         make()(network, noise())
+
+
+@given(steps=st.integers(1, 100), calls=st.data())
+def test_a_glance_at_the_calls_leaves_nothing_out(steps, calls):
+    """Who skipped too little by the count of each is looked at, down to the last call."""
+    table = problems.table(steps)
+    batch = calls.draw(st.integers(1, 40))
+    least = round(0.9 * steps * batch)
+    total = calls.draw(st.integers(max(least - 2, 0), min(least + 2, steps * batch)))
+    whole, rest = divmod(total, batch)
+    nfe = torch.tensor([whole + (b < rest) for b in range(batch)], dtype=torch.int32)
+    run = Calls(steps * batch, total)
+    told = why_so_few(ak.AdaptiveConfig.paper(), table, run) is not None
+    assert may_be_few(nfe, table) == told
 
 
 def test_next_to_nothing_is_told_too():

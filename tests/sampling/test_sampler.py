@@ -466,6 +466,8 @@ class Returns:
         ),
         ({"seed": [1, 2]}, ValueError, "seed must be an int or 3 ints"),
         ({"seed": 0.5}, ValueError, "seed must be an int or 3 ints"),
+        ({"seed": 2**63 - 2}, ValueError, "seed must be so that all 3 of them fit int64, got 9223"),
+        ({"seed": -(2**63) - 1}, ValueError, "seed must be so that all 3 of them fit int64"),
     ],
 )
 def test_refusals_of_a_call(call, error, message):
@@ -608,3 +610,20 @@ def test_non_contiguous_noise_and_outputs_work():
     plain = sample(x=x.contiguous())
     assert torch.equal(strided.latents, plain.latents)
     assert torch.equal(x, before), "noise is not written to"
+
+
+def test_the_last_seeds_of_int64_are_seeds_too():
+    from adaptive_kernels.sampling.inputs import seeds_of
+
+    last = 2**63 - 1
+    for batch in (1, 3):
+        seeds = seeds_of(last - batch + 1, batch, torch.device("cpu"))
+        assert seeds.tolist() == [*range(last - batch + 1, last + 1)]
+    assert seeds_of(-(2**63), 2, torch.device("cpu")).tolist() == [-(2**63), 1 - 2**63]
+    assert seeds_of(7, 0, torch.device("cpu")).tolist() == []
+
+
+def test_noise_beyond_float32_is_infinite():
+    config = ak.AdaptiveConfig(output_noise=1e39)
+    state = ak.AdaptiveSampler(ddim(), 4, config).begin(lambda x, t: x, noise())
+    assert state.output_noise.tolist() == [float("inf")] * len(state.output_noise)

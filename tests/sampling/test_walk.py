@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import weakref
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from adaptive_kernels.sampling.network import Look, walk
+from adaptive_kernels.sampling.network import Look, signature, walk
 
 
 class Processor:
@@ -51,6 +52,15 @@ CHANGES = {
     "tensor": lambda m: setattr(m[0], "table", torch.ones(4)),
     "hook": lambda m: m[1].register_forward_pre_hook(lambda *_: None),
     "all attributes": lambda m: m[1].__dict__.update(copy.deepcopy(m[1].__dict__)),
+    "object's dictionary": lambda m: setattr(
+        m[0].processor, "__dict__", {"scale": 3.0, "cache": None}
+    ),
+    "module's dictionary": lambda m: setattr(m[1], "__dict__", {**vars(m[1]), "training": True}),
+    "parameter of another module": lambda m: (
+        m[1][0].register_parameter("bias", m[0].bias),
+        m[0].register_parameter("bias", None),
+    ),
+    "values gone": lambda m: setattr(m[0], "weight", nn.parameter.UninitializedParameter()),
 }
 
 
@@ -68,7 +78,8 @@ def test_a_change_asks_for_another_walk(name):
     CHANGES[name](model)
     same, look = look_again(model, look)
     assert not same
-    assert look_again(model, look)[0], "and another one serves from then on"
+    if name != "values gone":
+        assert look_again(model, look)[0], "and another one serves from then on"
     assert look.walk(model).facts == walk.Walk(model).facts
 
 
@@ -148,6 +159,37 @@ def test_a_change_while_it_is_looked_at_is_a_change():
     assert not known.unchanged()
 
 
+def test_what_comes_while_a_module_is_walked_through_is_seen_later():
+    """Another thread may call the network meanwhile: what a walk has read is what it goes by."""
+    model = network()
+    model[1].late = Late(model)
+    known = walk.Walk(model)
+    assert hasattr(model, "cache") and hasattr(model[1], "cache")
+    assert not known.unchanged()
+    again = Look({id(model): known}).walk(model)
+    assert again.unchanged() and again.facts == walk.Walk(model).facts
+
+
+class Late(list):
+    """A container that, as it is read, gives its model what a thread beside might."""
+
+    def __init__(self, model):
+        super().__init__([1.0])
+        self.model = model
+
+    def __iter__(self):
+        self.model.cache = self.model[1].cache = 1.0
+        return super().__iter__()
+
+
+def test_parameters_are_counted_without_a_walk_where_none_is_known():
+    model, look = network(), Look()
+    elements = look.elements(model)
+    assert elements == {torch.float32: 9 + 3 + 9} and look.seen == {}
+    look.walk(model)
+    assert Look(look.seen).elements(model) == elements
+
+
 def test_parameters_that_are_replaced_are_not_kept():
     model, look = network(), Look()
     look.walk(model)
@@ -155,3 +197,21 @@ def test_parameters_that_are_replaced_are_not_kept():
     model[0].weight = nn.Parameter(torch.ones(3, 3))
     gc.collect()
     assert weight() is None
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda model: functools.partial(nn.Sequential.forward, self=model),
+        lambda model: lambda x, t, owner=model: x,
+    ],
+    ids=["partial", "default"],
+)
+def test_a_network_is_not_kept_by_what_is_known_of_its_signature(forward):
+    model = network()
+    model.forward = forward(model)
+    assert signature.parameters(model) == signature.parameters(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -46,9 +46,9 @@ def run_kernel(
 
     Work: a program takes its BLOCK elements of a sample from step to step, with the latents and the
     solver's history in registers, and finds every decision by itself, since none needs more than
-    what the first step has measured. It reads nothing that it has written: between its threads only
-    a launch's end would order that everywhere. The last program of the sample writes the decisions
-    down, when no other one reads the counters any more. Bytes: latents, history and what stands for
+    what the first step has measured. No element is read again that this kernel wrote: between
+    threads only a launch's end would order that everywhere. The last program of the sample writes
+    the decisions down, when no other one reads the counters any more. Bytes: latents, history and
     the output read once, kept outputs and given noise at each step; latents and history written at
     each step, the network's input once.
     """

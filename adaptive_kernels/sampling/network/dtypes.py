@@ -26,7 +26,7 @@ def network_dtype(model: Any, look: Look | None = None) -> torch.dtype:
     Raises: TypeError where all parameters are of another floating-point dtype.
     """
     is_module = isinstance(model, torch.nn.Module)
-    elements = (look or Look()).walk(model).elements if is_module else {}
+    elements = (look or Look()).elements(model) if is_module else {}
     said = _said_dtype(model)
     if said in DTYPES and (said in elements or not elements or _computes_dtype(model)):
         return said

@@ -62,10 +62,13 @@ class Conditioned:
         for buffer, parts in zip(buffers, self._parts, strict=True):
             if not isinstance(buffer, Tensor):
                 continue
-            if len(parts) > 1:
-                torch.cat(parts, out=buffer)
-            else:
+            if len(parts) == 1:
                 buffer.copy_(parts[0])
+                continue
+            try:
+                torch.cat(parts, out=buffer)
+            except RuntimeError:  # a part of the buffer itself, which a network kept and gave back
+                buffer.copy_(torch.cat(parts))
 
     def _join(self, samples: Tensor | None) -> list:
         """The leaves of `samples` (None: all), halves stacked."""

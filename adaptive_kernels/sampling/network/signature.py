@@ -108,6 +108,12 @@ def places(found: list[inspect.Parameter]) -> tuple[str | None, str | None]:
     return next((name for name in names if name != time), None), time
 
 
+def _without_values(parameter: inspect.Parameter) -> inspect.Parameter:
+    """With None for its default: a default may hold the network, which shall not be kept."""
+    default = parameter.empty if parameter.default is parameter.empty else None
+    return parameter.replace(default=default, annotation=parameter.empty)
+
+
 def parameters(network: torch.nn.Module) -> list[inspect.Parameter]:
     """What the forward() of an `inner` network takes."""
     forward = network.forward
@@ -119,7 +125,8 @@ def parameters(network: torch.nn.Module) -> list[inspect.Parameter]:
     bound = forward is not function
     if bound not in known:
         try:
-            known[bound] = list(inspect.signature(forward).parameters.values())
+            found = inspect.signature(forward).parameters.values()
+            known[bound] = [_without_values(parameter) for parameter in found]
         except (TypeError, ValueError):  # compiled code says nothing
             known[bound] = []
     return known[bound]

@@ -1,15 +1,7 @@
-"""What there is to see of a module, and whether it would still be the same: by loops in C alone.
-
-A network is looked at before every sampling. A walk through it reads dictionaries, lists and where
-its tensors lie; as long as these hold the very same objects, and the values lie where they lay,
-another walk would find nothing else.
-"""
+"""What there is to see of a module, found once, and again only where something has changed."""
 
 import collections
-import operator
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
-from itertools import chain, filterfalse
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +9,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .facts import MOST, ORDINARY, PLAIN, Same, location
+from .reading import LIVE, Place, Reading
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # What every module holds; looked at apart, or of no effect on a call.
 _OWN = {*torch.nn.Module().__dict__} - {"training"}
 _UNUSED = _OWN - {"_parameters", "_buffers", "_modules", *_HOOKS}
-# Values of a dictionary that show what it holds at any time, and not what it held.
-_LIVE = (type({}.values()), type(collections.OrderedDict().values()))
 
 
 class Walk:
@@ -32,151 +23,95 @@ class Walk:
     facts: where its tensors lie, its hooks and plain attributes, to compare with ``==``.
     elements: of its floating-point parameters, by dtype.
 
-    Layers that are replaced live on until the walk is forgotten; parameters do not.
+    Layers and attributes that are replaced live on until the walk is forgotten; parameters and
+    buffers do not.
     """
 
     def __init__(self, module: torch.nn.Module):
         self.facts: list = [Same(module)]
-        self.elements: collections.Counter[torch.dtype] = collections.Counter()
-        self._modules: list[torch.nn.Module] = []
-        self._dicts: list[dict] = []
-        # Modules' dictionaries by their keys: what gets the values that count, and the values.
-        self._alike: dict[tuple, tuple[Callable, list[dict], list]] = {}
-        # Other containers that were read, their lengths, and what those that are not empty held.
-        self._sized: list[Collection] = []
-        self._sizes: list[int] = []
-        self._read: list[Iterable] = []
-        self._held: list = []
-        self._of_tensors: list[Iterable] = []
-        self._loose: list[Tensor] = []
-        self._can_tell = True
+        self.elements = elements_of(module)
+        self._reading = Reading()
         self._through(module)
-        self._sizes[:0] = map(len, self._dicts)
-        self._located = self._locations()
 
     def unchanged(self) -> bool:
         """Whether another walk would find the same; False where that cannot be told."""
-        try:
-            return self._can_tell and (
-                all(map(operator.is_, map(vars, self._modules), self._dicts))
-                and [*map(len, self._dicts), *map(len, self._sized)] == self._sizes
-                and all(self._same_attributes(*alike) for alike in self._alike.values())
-                and all(map(operator.is_, chain.from_iterable(self._read), self._held))
-                and self._locations() == self._located
-            )
-        # It is being changed, or a tensor has no values any more; an attribute has gone.
-        except (RuntimeError, KeyError):
-            return False
-
-    @staticmethod
-    def _same_attributes(values: Callable, dicts: list[dict], held: list) -> bool:
-        return all(map(operator.is_, chain.from_iterable(map(values, dicts)), held))
-
-    def _locations(self) -> list | None:
-        if not self._can_tell:
-            return None
-        given = filterfalse(partial(operator.is_, None), chain.from_iterable(self._of_tensors))
-        tensors = [*given, *self._loose]
-        return [*map(Tensor.data_ptr, tensors), *map(operator.attrgetter("dtype"), tensors)]
+        return self._reading.unchanged()
 
     def _through(self, module: torch.nn.Module) -> None:
-        stack, visited, counted = [module], {id(module)}, set()
+        reading, stack, visited = self._reading, [module], {id(module)}
         while stack:
             current = stack.pop()
-            self._modules.append(current)
-            self._dicts.append(vars(current))
-            attributes = {k: v for k, v in vars(current).items() if k not in _UNUSED}
-            self._note_attributes(vars(current), attributes)
-            for parameter in self._tensors(current, "_parameters"):
-                if id(parameter) not in counted and not is_lazy(parameter):
-                    counted.add(id(parameter))
-                    if parameter.is_floating_point():
-                        self.elements[parameter.dtype] += parameter.numel()
-            self._tensors(current, "_buffers")
-            for inner in self._values(current, "_modules", self._note):
+            held = vars(current).copy()
+            attributes = {name: value for name, value in held.items() if name not in _UNUSED}
+            reading.note_object(current, vars(current), len(held))
+            reading.note_entries(vars(current), tuple(held), attributes)
+            for name in ("_parameters", "_buffers"):
+                self._values(current, name, self._locate_all)
+            for inner in self._values(current, "_modules", reading.note):
                 if inner is not None and id(inner) not in visited:
                     visited.add(id(inner))
                     stack.append(inner)
             for name in _HOOKS:
-                self.facts += map(Same, self._values(current, name, self._note))
+                self.facts += map(Same, self._values(current, name, reading.note))
             for name, value in attributes.items():
                 if name not in _OWN:
                     self._attribute(value)
 
-    def _tensors(self, module: torch.nn.Module, name: str) -> list[Tensor]:
-        """Parameters or buffers, each with its place in the facts."""
-
-        def note(view: Collection, values: list) -> None:
-            self._of_tensors.append(view)
-
-        found = [v for v in self._values(module, name, note) if v is not None]
-        for tensor in found:
-            self._locate(tensor)
-        return found
-
     def _values(
         self, module: torch.nn.Module, name: str, note: Callable[[Collection, list], None]
     ) -> list:
+        """What is in one of a module's own dictionaries."""
         held = vars(module).get(name)
         if held is None:
-            self._can_tell = False
+            self._reading.can_tell = False
             return [] if name in _HOOKS else list(getattr(module, name.removeprefix("_"))())
         view = held.values()
         values = [*view]
         note(view, values)
         # Of a scripted module's they are copies.
-        self._can_tell = self._can_tell and isinstance(view, _LIVE)
+        self._tells(isinstance(view, LIVE))
         return values
 
-    def _note_attributes(self, held: dict, attributes: dict) -> None:
-        """A module's dictionary was read."""
-        keys = tuple(held)
-        if keys not in self._alike:
-            # Five at least are every module's own; of one alone a getter gives no tuple.
-            self._alike[keys] = operator.itemgetter(*attributes), [], []
-        _, dicts, values = self._alike[keys]
-        dicts.append(held)
-        values += attributes.values()
+    def _locate_all(self, view: Collection, values: list) -> None:
+        """Parameters or buffers."""
+        places = [self._locate(value) for value in values if value is not None]
+        self._reading.note_tensors(view, values, places)
 
-    def _note(self, view: Collection, values: list) -> None:
-        """A container was read."""
-        self._sized.append(view)
-        self._sizes.append(len(values))
-        if values:
-            self._read.append(view)
-            self._held += values
-
-    def _locate(self, tensor: Tensor) -> None:
-        address = location(tensor)
-        self.facts += address
+    def _locate(self, tensor: Tensor) -> Place:
+        place = location(tensor)
+        self.facts += place
         # Others have no place, or their values in tensors within.
-        if type(tensor) not in ORDINARY or isinstance(address[0], Same):
-            self._can_tell = False
+        self._tells(type(tensor) in ORDINARY and not isinstance(place[0], Same))
+        return tuple(place)
 
     def _attribute(self, value: Any) -> None:
-        kind = type(value)
+        reading, kind = self._reading, type(value)
         if kind in PLAIN:
             self.facts.append(value)
         elif isinstance(value, Tensor):
-            self._locate(value)
-            self._loose.append(value)
+            reading.note_tensor(value, self._locate(value))
         elif isinstance(value, (dict, list, tuple, set)):
             view = value.values() if isinstance(value, dict) else value
             entries = [*view] if len(value) <= MOST else []
             # It might come to be short enough, or its values are a copy.
-            live = view is value or isinstance(view, _LIVE)
-            self._can_tell = self._can_tell and live and len(value) <= MOST
-            self._note(view, entries)
+            self._tells(len(value) <= MOST and (view is value or isinstance(view, LIVE)))
+            reading.note(view, entries)
             self.facts += [entry for entry in entries if type(entry) in PLAIN]
         elif isinstance(value, torch.nn.Module):
             self.facts.append(Same(value))
         else:
             # An attention processor, say, and its scale.
-            view = getattr(value, "__dict__", {}).values()
+            held = getattr(value, "__dict__", {})
+            view = held.values()
             parts = [*view]
-            self._note(view, parts)
-            self._can_tell = self._can_tell and isinstance(view, _LIVE)
+            reading.note(view, parts)
+            if type(held) is dict and hasattr(value, "__dict__"):
+                reading.note_object(value, held, len(parts))
+            self._tells(isinstance(view, LIVE))
             self.facts += [Same(value), *(part for part in parts if type(part) in PLAIN)]
+
+    def _tells(self, whether: bool) -> None:
+        self._reading.can_tell = self._reading.can_tell and whether
 
 
 class Look:
@@ -186,16 +121,34 @@ class Look:
         before: what an earlier look has `seen`, by the module's id.
     """
 
-    def __init__(self, before: dict[int, Walk] | None = None):
-        self._before = before or {}
+    def __init__(self, before: Mapping[int, Walk] | None = None):
+        self._before = dict(before or {})
         self.seen: dict[int, Walk] = {}
 
     def walk(self, module: torch.nn.Module) -> Walk:
         """The module's walk, an earlier one's where nothing has changed."""
-        walk = self.seen.get(id(module))
+        walk = self._known(module)
         if walk is None:
-            walk = self._before.get(id(module))
-            if walk is None or not walk.unchanged():
-                walk = Walk(module)
-            self.seen[id(module)] = walk
+            walk = self.seen[id(module)] = Walk(module)
         return walk
+
+    def elements(self, module: torch.nn.Module) -> Mapping[torch.dtype, int]:
+        """Of its floating-point parameters, by dtype; for this alone it is not walked through."""
+        walk = self._known(module)
+        return elements_of(module) if walk is None else walk.elements
+
+    def _known(self, module: torch.nn.Module) -> Walk | None:
+        if id(module) not in self.seen and id(module) in self._before:
+            walk = self._before.pop(id(module))
+            if walk.unchanged():
+                self.seen[id(module)] = walk
+        return self.seen.get(id(module))
+
+
+def elements_of(module: torch.nn.Module) -> collections.Counter[torch.dtype]:
+    """How many elements its floating-point parameters have, by dtype."""
+    found: collections.Counter[torch.dtype] = collections.Counter()
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and not is_lazy(parameter):
+            found[parameter.dtype] += parameter.numel()
+    return found

@@ -5,6 +5,10 @@
 // The number is that of the sample's launches before, and one more. Every block reads it before its
 // own message goes off; the block that decides writes the new one when it has all messages. So all
 // blocks of a launch agree on it, whatever the workspace holds.
+//
+// With it go the counters and measures that the others have read. What a block has of them is used,
+// for a branch or for shared memory, before the barrier before its message: no read of one is still
+// on its way when the message leaves. Keep it so.
 #pragma once
 
 #include "core/bits.h"

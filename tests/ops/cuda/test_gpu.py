@@ -5,6 +5,7 @@ of all implementations.
 """
 
 import functools
+import time
 
 import pytest
 import torch
@@ -140,6 +141,37 @@ def test_two_streams_and_two_threads(implementation, rule):
     problems.together(
         *(functools.partial(run, *job) for job in zip(states, streams, expected, strict=True))
     )
+
+
+@on_both
+@pytest.mark.parametrize("rule", ["third_order", "defect"])
+def test_launches_that_want_the_whole_gpu_come_to_their_end_beside_others(implementation, rule):
+    """Blocks of one launch wait for each other: those of another stream must not keep them out."""
+    states = [
+        start(rule, implementation, elements, batch)
+        for elements, batch in ((4_838_400, 1), (2_000_008, 2), (65536, 1))
+    ]
+
+    def work(one):
+        for verb in (one.advance, lambda: one.step(True), one.advance):
+            verb()
+
+    expected = [one.clone() for one in states]
+    for one in expected:
+        work(one)
+    streams, ends = [torch.cuda.Stream() for _ in states], []
+    for _ in range(30):
+        beside = [one.clone() for one in states]
+        torch.cuda.synchronize()
+        for one, stream in zip(beside, streams, strict=True):
+            with torch.cuda.stream(stream):
+                work(one)
+                ends.append(stream.record_event())
+        deadline = time.monotonic() + 60
+        while not all(end.query() for end in ends):
+            assert time.monotonic() < deadline, "launches of several streams wait for each other"
+        for one, right in zip(beside, expected, strict=True):
+            assert_same(one, right)
 
 
 @on_both

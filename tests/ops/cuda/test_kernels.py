@@ -296,6 +296,10 @@ def test_stages_beyond_the_ring_are_refused():
         (torch.zeros(2, 16).double(), r"workspace must have shape \[B, P, 16\] with P > 1"),
         (torch.zeros(1, 2, 16).double(), r"workspace must have shape \(2, 2, 16\)"),
         (torch.zeros(2, 2, 16), "workspace must be float64, got float32"),
+        (
+            torch.zeros(65).double()[1:].view(2, 2, 16),
+            "workspace must begin on a boundary of 16 bytes",
+        ),
     ],
 )
 def test_a_wrong_workspace_is_refused(value, message):

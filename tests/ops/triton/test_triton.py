@@ -66,6 +66,9 @@ def test_what_the_cpu_op_need_not_refuse():
     arguments = INTERPRETED.state(problems.ready("defect")).arguments()
     with pytest.raises(RuntimeError, match=r"^workspace must be given on a GPU$"):
         triton_kernels.step(*arguments._replace(workspace=None), True)
+    odd = torch.zeros(arguments.workspace.numel() + 1).double()[1:].view_as(arguments.workspace)
+    with pytest.raises(RuntimeError, match=r"^workspace must begin on a boundary of 16 bytes$"):
+        triton_kernels.step(*arguments._replace(workspace=odd), True)
     elsewhere = arguments._replace(seed=torch.zeros(2, dtype=torch.int64, device="meta"))
     with pytest.raises(RuntimeError, match=r"^seed must be on cpu as latents is, got meta$"):
         triton_kernels.step(*elsewhere, True)

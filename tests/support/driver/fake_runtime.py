@@ -58,6 +58,10 @@ class Kept:
     def _kernel(action):
         return lambda argument: action()
 
+    def instantiate(self):
+        if self.runtime.takes_graphs is False:
+            raise RuntimeError("too many blocks in cooperative launch")
+
     def replay(self):
         self.runtime.replays += 1
         for action in self.actions:
@@ -172,7 +176,7 @@ class FakeRuntime:
 
         return again
 
-    takes_cooperative = True
+    takes_cooperative = takes_graphs = True
 
     def release(self):
         assert self.alive == []
