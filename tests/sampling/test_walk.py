@@ -57,8 +57,8 @@ CHANGES = {
     ),
     "module's dictionary": lambda m: setattr(m[1], "__dict__", {**vars(m[1]), "training": True}),
     "parameter of another module": lambda m: (
-        m[1][0].register_parameter("bias", m[0].bias),
-        m[0].register_parameter("bias", None),
+        m[1][0].register_parameter("bias", m[0].weight),
+        m[0].register_parameter("weight", None),
     ),
     "values gone": lambda m: setattr(m[0], "weight", nn.parameter.UninitializedParameter()),
 }
