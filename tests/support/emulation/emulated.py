@@ -24,7 +24,7 @@ FLAGS = [
     *["-ffp-contract=off", "-fno-math-errno"],
 ]
 SANITIZE = [
-    "-O1",
+    "-O0",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
