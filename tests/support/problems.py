@@ -216,14 +216,17 @@ def start_of(state, b, tables):
 
 
 def fence(state, shift=0):
-    """Puts every written buffer between sentinels, `shift` elements on; returns their check."""
-    fences, room = [], 32 + shift
+    """Puts every written buffer between sentinels, `shift` elements on; returns their check.
+
+    A workspace, which must stand on 16 bytes, is shifted by nothing.
+    """
+    fences = []
     for field in fields.FIELDS:
         value = getattr(state, field.name)
         if not field.written or value is None:
             continue
         # Bytes of 77: no number that an op writes, of whatever dtype.
-        size = value.element_size()
+        size, room = value.element_size(), 32 + (shift if field.name != "workspace" else 0)
         whole = torch.full(
             ((value.numel() + 2 * room) * size,), 77, dtype=torch.uint8, device=value.device
         )
