@@ -5,9 +5,9 @@ objects, and tensors lie where they lay, reading them again would find nothing e
 """
 
 import collections
+import functools
 import operator
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
 from itertools import chain, filterfalse
 from typing import Any
 
@@ -41,6 +41,7 @@ class Reading:
         self._of_tensors: list[Iterable] = []
         self._absent: list[bool] = []
         self._places: list[Place] = []
+        # Other tensors, held by other containers.
         self._loose: list[Tensor] = []
         self._loose_places: list[Place] = []
 
@@ -97,11 +98,23 @@ class Reading:
         self._sizes.append(len(values))
 
     def _same_tensors(self) -> bool:
-        values, absent = [*chain.from_iterable(self._of_tensors)], partial(operator.is_, None)
+        values, absent = (
+            [*chain.from_iterable(self._of_tensors)],
+            functools.partial(operator.is_, None),
+        )
         tensors = [*filterfalse(absent, values), *self._loose]
-        places = zip(map(Tensor.data_ptr, tensors), map(_DTYPE, tensors), strict=True)
-        before = chain(self._places, self._loose_places)
-        return [*map(absent, values)] == self._absent and [*places] == [*before]
+        pointers, dtypes = self._before
+        return (
+            [*map(absent, values)] == self._absent
+            and [*map(Tensor.data_ptr, tensors)] == pointers
+            and [*map(_DTYPE, tensors)] == dtypes
+        )
+
+    @functools.cached_property
+    def _before(self) -> tuple[list, list]:
+        """Addresses and dtypes of all tensors that were read."""
+        places = [*self._places, *self._loose_places]
+        return [pointer for pointer, _ in places], [dtype for _, dtype in places]
 
 
 def _same_entries(values: Callable, dicts: list[dict], held: list) -> bool:
