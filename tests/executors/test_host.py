@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import adaptive_kernels as ak
 from adaptive_kernels.sampling.network import walk
+from benchmarks.executors import bench_host
 from tests.support import denoisers, problems
 from tests.support.driver import fake_runtime
 
@@ -79,3 +80,14 @@ def test_nothing_is_walked_through_again_nor_asked_for_its_signature(runtimes, m
     model.leave.scale = 2.0
     call()
     assert model in walks and signatures == []
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_what_is_timed_is_a_call_of_a_captured_loop(runtimes, guided):
+    captured = bench_host.Captured(1, guided, runtimes)
+    for _ in range(2):
+        captured()
+        bench_host.Own(guided)()
+    assert captured.sampler.report()["captures"] == 1 and len(runtimes) == 1
+    assert captured.sampler.report()["built"] == ["graph"]
+    captured.sampler.close()
