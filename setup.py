@@ -45,9 +45,9 @@ def cpu_library():
 def cuda_library(toolkit, version):
     known = ["75", "80", "90"] + (["100", "120"] if version >= (12, 8) else [])
     codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in known]
-    # What a driver compiles for GPUs that are not named: of 10.0, which those of 11.0 take too.
-    newest = "100" if "100" in known else known[-1]
-    codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    # What a driver compiles for GPUs that are not named: not of 12.0, as those of 11.0 take less.
+    rest = "100" if "100" in known else known[-1]
+    codes.append(f"-gencode=arch=compute_{rest},code=compute_{rest}")
     # A driver that takes CUDA 13 at all unpacks what is packed so; 43 MB of kernels become 5.
     packed = ["--compress-mode=size"] if version >= (13, 0) else ["-Xfatbin=-compress-all"]
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.support.machine import cpu_model
@@ -71,6 +72,15 @@ def operator_calls(call: Callable[[], None]) -> int:
     with OperatorCalls() as mode:
         call()
     return mode.count
+
+
+@pytest.fixture
+def one_thread():
+    """torch computes on one thread meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class Executors:
         if waited:
             self._lock.acquire()
         try:
-            yield replace(job, look=Look(job.look.seen)) if waited else job
+            yield replace(job, look=self.look()) if waited else job
         finally:
             self._lock.release()
 

@@ -71,9 +71,9 @@ class Start:
         for name, value in (("guidance_scale", scale), ("seed", seed), ("noise", noise)):
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if tables is None:
-            tables = fill_tables(table, config)
-        elif not tables.are_for(table, config) and tables.rule != config.rule(table):
+        tables = tables or fill_tables(table, config)
+        own = tables.are_for(table, config)
+        if not own and tables.rule != config.rule(table):
             raise ValueError(
                 f"tables must be fill_tables(table, config) of this config, {config}, got those of "
                 f"another, with {tables.rule}"
@@ -81,8 +81,7 @@ class Start:
         device, batch = latents.device, latents.shape[0]
         # A sampling is no part of anybody's graph.
         x = latents.detach().reshape(batch, latents.shape[1:].numel()).float()
-        same = tables.are_for(table, config)
-        threshold = tables.threshold if same else config.resolved(table).threshold
+        threshold = tables.threshold if own else config.resolved(table).threshold
         most = 0.0
         if "defect" in config.kind.sums:
             computing = computing_dtype(dtype, device)

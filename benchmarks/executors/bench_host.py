@@ -22,6 +22,7 @@ import adaptive_kernels as ak
 from tests.support.driver import fake_runtime
 from tests.support.problems import ddim
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, TEXT = (1, 4, 64, 64), (1, 77, 64)
 STEPS = 50
 LAYERS = {"small": 2, "large": 450}
@@ -73,14 +74,6 @@ class Own:
         result = self.latents.clone()
         if not bool(result.isfinite().all()):
             raise AssertionError("the result of finite latents must be finite")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.lru_cache

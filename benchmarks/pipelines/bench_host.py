@@ -24,6 +24,7 @@ from tests.support.pipelines.image import sdxl
 from tests.support.pipelines.loop import loop_pipeline
 from tests.support.pipelines.parts import SIZE, scheduler
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 400
 SOLVERS = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
@@ -38,14 +39,6 @@ RULES = {
     "defect": ak.AdaptiveConfig(criterion="defect", threshold=1e30, max_skip=15),
 }
 NETWORK_SECONDS = 0.005
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def solver(name):

@@ -32,18 +32,23 @@ IDLE, FORCED = tl.constexpr(criteria.IDLE), tl.constexpr(criteria.FORCED)
 
 
 @triton.jit
-def planned(a, index):
-    """What a plan says of row `index`: zero where the network is not called."""
-    asked = a.rule_table + index * a.G * a.Q * PREDICTORS
-    return tl.load(asked, mask=index < a.T, other=0.0).to(tl.float64)
+def foreseen(
+    a, index, run, last_call, call_before, own, CRITERION: tl.constexpr, STAGES: tl.constexpr
+):
+    """What the criterion looks up for row `index`, `run` rows on the output of row `last_call`.
 
-
-@triton.jit
-def foretold(a, own, run, last_call, call_before, STAGES: tl.constexpr):
-    """The error that `defect` predicts after `run` rows, if another one is skipped."""
-    skips = distance((run - 1) // STAGES + 1, a.Q)
-    entry = (last_call * a.G + distance(last_call - call_before, a.G)) * a.Q + skips
-    return predict(own, a.rule_table + entry * PREDICTORS)
+    Of a plan, zero where the network is not called; of `defect`, from what it has measured of the
+    sample (`own`), the error if another step is skipped.
+    """
+    predicted = tl.cast(0, tl.float64)
+    if CRITERION == PLAN:
+        asked = a.rule_table + index * a.G * a.Q * PREDICTORS
+        predicted = tl.load(asked, mask=index < a.T, other=0.0).to(tl.float64)
+    if CRITERION == DEFECT:
+        skips = distance((run - 1) // STAGES + 1, a.Q)
+        entry = (last_call * a.G + distance(last_call - call_before, a.G)) * a.Q + skips
+        predicted = predict(own, a.rule_table + entry * PREDICTORS)
+    return predicted
 
 
 @triton.jit
@@ -94,8 +99,9 @@ def conclude(
     to_measures = a.measures + MEASURES * at.b
     if (FIRST >> CRITERION) & 1:
         last, before_last = tl.load(to_measures), tl.load(to_measures + 1)
+    own = measures_at(to_measures)
     if (MEASURED >> CRITERION) & 1:
-        own, w = measures_at(to_measures), entry_at(weights_at(a, at))
+        w = entry_at(weights_at(a, at))
         size = tl.load(a.output_noise + at.b).to(tl.float64)
         most = size * size
         if fresh & boundary:
@@ -107,11 +113,7 @@ def conclude(
     run, index = at.run + 1, at.index + 1
     going_on = index < a.T
 
-    predicted = tl.cast(0, tl.float64)
-    if CRITERION == PLAN:
-        predicted = planned(a, index)
-    if CRITERION == DEFECT:
-        predicted = foretold(a, own, run, last_call, call_before, STAGES)
+    predicted = foreseen(a, index, run, last_call, call_before, own, CRITERION, STAGES)
     threshold = tl.load(a.threshold + at.b).to(tl.float64)
     timestep = tl.load(a.rows + at.index * (SCALARS + K) + 5)
     refresh, score = decide(a, at.index, run, sums, predicted, threshold, CRITERION, STAGES)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .decide import DEFECT, PLAN, conclude, decide, foretold, planned
+from .decide import conclude, decide, foreseen
 from .defect import measures_at
 from .place import Args, Place, moves, place
 from .sums import MEASURES, Sums, arrive
@@ -20,15 +20,10 @@ def nothing():
 @triton.jit
 def asks(a, at, CRITERION: tl.constexpr, STAGES: tl.constexpr):
     """Whether the network is called after this step, as `conclude` will say."""
-    predicted = tl.cast(0, tl.float64)
-    if CRITERION == PLAN:
-        predicted = planned(a, at.index + 1)
-    if CRITERION == DEFECT:
-        own = measures_at(a.measures + MEASURES * at.b)
-        predicted = foretold(a, own, at.run + 1, at.last_call, at.call_before, STAGES)
+    own, run = measures_at(a.measures + MEASURES * at.b), at.run + 1
+    predicted = foreseen(a, at.index + 1, run, at.last_call, at.call_before, own, CRITERION, STAGES)
     threshold = tl.load(a.threshold + at.b).to(tl.float64)
-    sums = nothing()
-    refresh, _ = decide(a, at.index, at.run + 1, sums, predicted, threshold, CRITERION, STAGES)
+    refresh, _ = decide(a, at.index, run, nothing(), predicted, threshold, CRITERION, STAGES)
     return refresh
 
 
@@ -76,6 +71,7 @@ def run_kernel(
             if a.outputs is None:
                 h = tl.load(row) * x + tl.load(row + 1) * m
             else:
+                # None of these steps is on a fresh output.
                 h, _, _ = keep(a, here, g, row, x, m, refresh & False, CRITERION, STAGES)
             x = solve(a, here, g, row, x, h, old, K, BLOCK)
             # The last row's input stays where it is when all steps are done.

@@ -61,9 +61,8 @@ class NetworkCall:
         halves = [tree_of(n, tree, shape[0], device) for n, tree in trees.items()]
         if guided and not separate:
             _check_stacks(*halves)
-        self._calls = (
-            [Conditioned([half]) for half in halves] if separate else [Conditioned(halves)]
-        )
+        together = [[half] for half in halves] if separate else [halves]
+        self._calls = [Conditioned(trees) for trees in together]
         self.structure = [call.structure for call in self._calls]
 
     def __call__(self, model_input: Tensor, timestep: Tensor, samples: Tensor | None) -> Tensor:

@@ -98,10 +98,8 @@ class Reading:
         self._sizes.append(len(values))
 
     def _same_tensors(self) -> bool:
-        values, absent = (
-            [*chain.from_iterable(self._of_tensors)],
-            functools.partial(operator.is_, None),
-        )
+        absent = functools.partial(operator.is_, None)
+        values = [*chain.from_iterable(self._of_tensors)]
         tensors = [*filterfalse(absent, values), *self._loose]
         pointers, dtypes = self._before
         return (

@@ -1,5 +1,5 @@
-// Four neighbours of a row: how a thread reads and writes them, at a time where every row stands on
-// a 16-byte boundary, one by one elsewhere.
+// Four neighbours of a row: how a thread reads and writes them, all at once where every row stands
+// on a 16-byte boundary, one by one elsewhere.
 #pragma once
 
 #include <cuda_runtime.h>
