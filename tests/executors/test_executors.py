@@ -565,6 +565,10 @@ def test_groups_that_the_driver_refuses_are_refused_before_they_run(runtimes, mo
     with pytest.raises(ak.CaptureError, match="advance could not be captured: too many blocks"):
         run(sampler, model, noise())
     assert runtimes[0].replays == 0
+    runtimes.beside = 3  # CU_GRAPH_NODE_TYPE_HOST: no loop takes it either
+    result = run(make_sampler("auto"), model, noise())
+    assert result.executor == "eager"
+    assert "not groups: advance could not be captured: too many blocks" in result.executor_why
     monkeypatch.undo()
     sampler.close()
     assert runtimes[0].alive == []
